@@ -1,0 +1,310 @@
+"""Backprop: from a graph and its outputs' gradients to the graph of its inputs' gradients.
+
+Each operation, last first, hands the gradients of its outputs to its primitive's gradient rule and
+adds what comes back to the gradients of its inputs. The rules are made of tensor functions, so the
+result is a graph like any other: compiled with the rest of a step, or differentiated again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from palto.tensor import dtypes
+from palto.tensor import functions as F
+from palto.tensor.graph import (
+    Operation,
+    current_trace,
+    is_grad_enabled,
+    resolve,
+    scope,
+    set_grad_enabled,
+)
+from palto.tensor.tensor import Cell, Tensor
+from palto.tensor.tree import flatten, rebuild
+
+_FREED = (
+    "backward() has already passed here and freed the graph; add the losses and call backward() "
+    "once, or call backward(retain_graph=True) the first time"
+)
+
+
+class BackwardError(RuntimeError):
+    """A gradient was asked for that cannot be computed."""
+
+
+def backward(
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    inputs: Iterable[Tensor] | None = None,
+    accumulate: bool = False,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> None:
+    """Leave in ``.grad`` of every tensor that requires a gradient the gradient of `loss`.
+
+    Gradients are fresh: nothing needs to be set to zero before. A second ``backward()`` that
+    reaches the same parameters before an optimiser's ``step()`` raises.
+
+    Args:
+        loss: one number, or any tensor if `gradient` is given.
+        gradient: the gradient with respect to `loss` itself; 1 by default.
+        inputs: leave gradients only here, for instance in one of two networks' parameters.
+        accumulate: add to gradients that wait for a step instead of raising.
+        retain_graph: keep the graph for another ``backward()``.
+        create_graph: make the gradients differentiable themselves.
+
+    Raises:
+        BackwardError: nothing requires a gradient, the graph was freed, or gradients are waiting.
+        ValueError: `loss` has several elements and no `gradient` is given.
+    """
+    loss = resolve(loss)
+    _require_differentiable(loss)
+    if gradient is None:
+        if loss.size != 1:
+            raise ValueError(
+                f"backward() starts from one number, this tensor has shape {loss.shape}; take its "
+                "mean() or sum(), or give backward(gradient)"
+            )
+        gradient = F.ones_like(loss)
+    if gradient.shape != loss.shape:
+        raise ValueError(f"the gradient has shape {gradient.shape}, the tensor {loss.shape}")
+
+    wanted = None if inputs is None else {id(_leaf_owner(x)) for x in inputs}
+    with set_grad_enabled(create_graph):
+        found, visited = _walk([loss], [gradient])
+        reached: dict[int, tuple[Tensor, Tensor]] = {}
+        for leaf, grad in found.values():
+            if not _is_leaf(leaf):
+                continue
+            owner = _leaf_owner(leaf)
+            if wanted is not None and id(owner) not in wanted:
+                continue
+            before = reached.get(id(owner))
+            reached[id(owner)] = (owner, grad if before is None else before[1] + grad)
+        _leave(list(reached.values()), accumulate)
+    if not (retain_graph or create_graph):
+        _free(visited)
+
+
+def _leaf_owner(tensor: Tensor) -> Tensor:
+    return tensor if tensor.cell is None else tensor.cell
+
+
+def _leave(reached: list[tuple[Tensor, Tensor]], accumulate: bool) -> None:
+    for owner, _ in reached:
+        if isinstance(owner, Cell) and owner.has_pending_grad() and not accumulate:
+            raise BackwardError(
+                f"backward() reached {owner.name or 'a parameter'}, whose gradient from an "
+                "earlier backward() no optimiser has used yet. Call optimizer.step() between, add "
+                "the losses, ask for backward(accumulate=True), or limit one of them with "
+                "backward(inputs=model.parameters())"
+            )
+        if isinstance(owner, Cell) and accumulate and owner.grad is None and owner.grad_is_pending:
+            raise BackwardError(
+                f"{owner.name or 'a parameter'} has a gradient from outside the compiled "
+                "function, which accumulate=True inside cannot see; do both in one place"
+            )
+    for owner, grad in reached:
+        if accumulate and owner.grad is not None:
+            grad = owner.grad + grad
+        if isinstance(owner, Cell):
+            owner.set_grad(grad, pending=True)
+        else:
+            owner._grad = grad
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    output_gradients: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """The gradients towards `inputs`, which may lie anywhere in the graph.
+
+    Args:
+        outputs: where to start.
+        output_gradients: the gradient with respect to each of them.
+        inputs: tensors that the outputs depend on.
+        create_graph: make the gradients differentiable themselves.
+
+    Returns:
+        One gradient for each input; None where no output depends on it.
+    """
+    targets = [resolve(x) for x in inputs]
+    starts = [(resolve(y), g) for y, g in zip(outputs, output_gradients, strict=True)]
+    starts = [(y, g) for y, g in starts if y.requires_grad]
+    with set_grad_enabled(create_graph):
+        found, _ = _walk([y for y, _ in starts], [g for _, g in starts], targets)
+    return [found[id(x)][1] if id(x) in found else None for x in targets]
+
+
+def _is_leaf(tensor: Tensor) -> bool:
+    return tensor.requires_grad and (tensor.cell is not None or tensor.operation is None)
+
+
+def _walk(
+    outputs: Sequence[Tensor], starts: Sequence[Tensor], targets: Sequence[Tensor] = ()
+) -> tuple[dict[int, tuple[Tensor, Tensor]], list[Operation]]:
+    """Gradients of all tensors between, by identity, and the operations passed, last first."""
+    stop = {id(x) for x in targets}
+    operations: dict[int, Operation] = {}
+    stack = list(outputs)
+    while stack:
+        tensor = stack.pop()
+        if not tensor.requires_grad or id(tensor) in stop:
+            continue
+        if tensor.severed is not None:
+            raise BackwardError(tensor.severed)
+        operation = tensor.operation
+        if _is_leaf(tensor) or operation is None or operation.sequence in operations:
+            continue
+        operations[operation.sequence] = operation
+        stack.extend(operation.inputs)
+
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(tensor: Tensor, gradient: Tensor) -> None:
+        before = found.get(id(tensor))
+        found[id(tensor)] = (tensor, gradient if before is None else before[1] + gradient)
+
+    for tensor, gradient in zip(outputs, starts, strict=True):
+        add(tensor, gradient)
+    order = [operations[sequence] for sequence in sorted(operations, reverse=True)]
+    for operation in order:
+        incoming = [found.get(id(output)) for output in operation.outputs]
+        if all(part is None for part in incoming):
+            continue
+        rule = operation.primitive.gradient
+        assert rule is not None
+        grads = [None if part is None else part[1] for part in incoming]
+        with scope(operation.scope):
+            passed = rule(operation, *grads)
+        for tensor, part in zip(operation.inputs, passed, strict=True):
+            if part is not None and tensor.requires_grad:
+                add(tensor, part)
+    return found, order
+
+
+def _free(operations: Iterable[Operation]) -> None:
+    traced = current_trace() is not None
+    for operation in operations:
+        for output in operation.outputs:
+            if not _is_leaf(output):
+                output.severed = _FREED
+                if not traced:
+                    output.operation = None
+
+
+def _require_differentiable(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        if loss.dtype not in dtypes.DIFFERENTIABLE:
+            reason = f"it is {loss.dtype.name}, which has no derivative"
+        elif not is_grad_enabled():
+            reason = "it was computed under no_grad()"
+        else:
+            reason = "it does not depend on any tensor that requires a gradient"
+        raise BackwardError(
+            f"this tensor has no gradient: {reason}. Losses depend on parameters; "
+            "detach(), no_grad(), argmax and comparisons cut the way to them"
+        )
+
+
+def grad(
+    function: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
+) -> Callable[..., Any]:
+    """A function that computes the gradient of `function`.
+
+    Args:
+        function: returns one number (a tensor of one element).
+        argnums: which positional arguments to differentiate with respect to; each a tensor or a
+            nested tuple, list or dict of tensors.
+        has_aux: the function returns (number, anything else).
+
+    Returns:
+        A function of the same arguments that returns the gradient, in the structure of the
+        argument (a tuple of them for several `argnums`); with `has_aux` (gradient, anything else).
+        It can be differentiated again.
+    """
+    with_value = value_and_grad(function, argnums, has_aux=has_aux)
+
+    @functools.wraps(function)
+    def gradient(*args: Any, **kwargs: Any) -> Any:
+        value, result = with_value(*args, **kwargs)
+        return (result, value[1]) if has_aux else result
+
+    return gradient
+
+
+def value_and_grad(
+    function: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Like :func:`grad`, but the function returns (what `function` returns, gradient)."""
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    @functools.wraps(function)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        given, tree = flatten([args[i] for i in positions])
+        originals = [F.asarray(x) for x in given]
+        for x in originals:
+            if x.dtype not in dtypes.DIFFERENTIABLE:
+                raise TypeError(f"there is no gradient with respect to a {x.dtype.name} argument")
+        outer = is_grad_enabled()
+        with set_grad_enabled(True):
+            inner = [_fresh(x) for x in originals]
+            replaced = list(args)
+            for i, value in zip(positions, rebuild(tree, inner), strict=True):
+                replaced[i] = value
+            result = function(*replaced, **kwargs)
+            loss = F.asarray(result[0] if has_aux else result)
+            if loss.size != 1:
+                raise ValueError(f"grad wants a function of one number, it gave {loss.shape}")
+            found: Sequence[Tensor | None] = [None] * len(inner)
+            if loss.requires_grad:
+                found = gradients([loss], [F.ones_like(loss)], inner, create_graph=True)
+        filled = [
+            F.zeros_like(x) if g is None else g for x, g in zip(originals, found, strict=True)
+        ]
+        leaves, shape = flatten(result)
+        own = {
+            id(x)
+            for x, original in zip(inner, originals, strict=True)
+            if not original.requires_grad
+        }
+        filled = [_released(g, own, outer) for g in filled]
+        leaves = [_released(x, own, outer) if isinstance(x, Tensor) else x for x in leaves]
+        grads = rebuild(tree, filled)
+        return rebuild(shape, leaves), grads[0] if isinstance(argnums, int) else tuple(grads)
+
+    return both
+
+
+def _fresh(x: Tensor) -> Tensor:
+    """A tensor of the same value that is this call's own, connected to the outer one."""
+    if x.requires_grad:
+        return F.reshape(F.reshape(x, (1, *x.shape)), x.shape)
+    inner = F.detach(x)
+    inner.requires_grad = True
+    return inner
+
+
+def _released(tensor: Tensor, own: set[int], outer: bool) -> Tensor:
+    """Without its graph, unless that leads to anything but this call's own arguments."""
+    if not tensor.requires_grad:
+        return tensor
+    if outer:
+        seen: set[int] = set()
+        stack = [tensor]
+        while stack:
+            x = stack.pop()
+            if id(x) in own or not x.requires_grad:
+                continue
+            if x.severed is not None or x.operation is None or x.cell is not None:
+                return tensor
+            if x.operation.sequence not in seen:
+                seen.add(x.operation.sequence)
+                stack.extend(x.operation.inputs)
+    return tensor.detach()

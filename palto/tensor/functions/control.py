@@ -1,0 +1,140 @@
+"""Functions of functions: named composites, checkpoint, scan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from palto.tensor.graph import current_trace
+from palto.tensor.primitives import control as rows
+from palto.tensor.tensor import Tensor
+from palto.tensor.tree import flatten, rebuild
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def composite(function: Function) -> Function:
+    """Keep a function of tensors together in traces, under its own name.
+
+    Run at once, the function just runs. In a trace it becomes one operation with the function's
+    graph as its body, so that a compiler can schedule a softmax as a softmax.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if current_trace() is None:
+            return function(*args, **kwargs)
+        return _as_operation(function.__name__, function, args, kwargs, recompute=False)
+
+    return cast(Function, call)
+
+
+def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``function(*args, **kwargs)``, whose inside backprop computes again instead of keeping.
+
+    Parameters that the function uses get their gradients; random numbers are the same when it is
+    computed again; running statistics are updated once.
+
+    Args:
+        function: a function of tensors. It is traced, so it may not look at values.
+        args: its arguments: tensors, or nested tuples, lists and dicts of them, and other values.
+        kwargs: the same, by name.
+
+    Returns:
+        What the function returns.
+    """
+    return _as_operation("checkpoint", function, args, kwargs, recompute=True)
+
+
+def _as_operation(
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    recompute: bool,
+) -> Any:
+    leaves, tree = flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    statics = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    found: list[Any] = []
+
+    def body(*inner: Tensor) -> list[Tensor]:
+        given = iter(inner)
+        filled = [
+            next(given) if isinstance(old, Tensor) else static
+            for old, static in zip(leaves, statics, strict=True)
+        ]
+        inner_args, inner_kwargs = rebuild(tree, filled)
+        outputs, shape = flatten(function(*inner_args, **inner_kwargs))
+        for output in outputs:
+            if not isinstance(output, Tensor):
+                raise TypeError(f"{name} wants a function that returns tensors, got {output!r}")
+        found[:] = [shape]
+        return outputs
+
+    results = rows.call(name, body, tensors, {"leaves": tuple(statics)}, recompute=recompute)
+    return rebuild(found[0], results)
+
+
+def scan(
+    step: Callable[..., tuple[Any, Any]],
+    initial: Any,
+    sequences: Any = None,
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """A loop with carried state, differentiable, as one operation.
+
+    Args:
+        step: from (state, elements at this step) to (new state, outputs of this step). Both state
+            and outputs may be a tensor or a nested tuple, list or dict of tensors; the state keeps
+            its shapes and dtypes. It is traced once, and may not look at values.
+        initial: the state before the first step.
+        sequences: what is cut into steps along its first axis, or None.
+        length: the number of steps; needed only without sequences.
+        reverse: go from the last step to the first; outputs stay at their step's place.
+
+    Returns:
+        The last state, and the outputs stacked along a new first axis.
+
+    Raises:
+        ValueError: sequences of different lengths, or a state that changes its shape.
+    """
+    from palto.tensor.functions.creation import asarray
+
+    carry, carry_tree = flatten(initial)
+    xs, xs_tree = flatten(sequences)
+    carry = [asarray(x) for x in carry]
+    xs = [asarray(x) for x in xs if x is not None]
+    has_sequences = sequences is not None
+    for x in xs:
+        if x.ndim == 0:
+            raise ValueError("scan: a sequence has no axis to go along")
+        length = x.shape[0] if length is None else length
+        if x.shape[0] != length:
+            raise ValueError(f"scan over {length} steps got a sequence of {x.shape[0]}")
+    if length is None:
+        raise ValueError("scan without sequences wants length=")
+    found: list[Any] = []
+
+    def body(*tensors: Tensor) -> Sequence[Tensor]:
+        state = rebuild(carry_tree, tensors[: len(carry)])
+        element = rebuild(xs_tree, tensors[len(carry) :]) if has_sequences else None
+        result = step(state, element)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                f"scan: a step returns (new state, outputs), got {type(result).__name__}"
+            )
+        state_leaves, state_tree = flatten(result[0])
+        if state_tree != carry_tree:
+            raise ValueError("scan: a step returns a state of another structure than it was given")
+        outputs, outputs_tree = flatten(result[1])
+        found[:] = [outputs_tree]
+        return [*state_leaves, *(y for y in outputs if y is not None)]
+
+    results = rows.apply_scan(body, carry, xs, [], length=length, reverse=reverse)
+    ys = rebuild(found[0], results[len(carry) :]) if results[len(carry) :] else None
+    return rebuild(carry_tree, results[: len(carry)]), ys

@@ -1,0 +1,402 @@
+"""Indexing: slices, integers, None, ..., integer tensors and masks, as NumPy and PyTorch have it."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from palto.tensor import dtypes
+from palto.tensor.functions.creation import asarray, iota, zeros
+from palto.tensor.functions.elementwise import astype, where
+from palto.tensor.functions.manipulation import (
+    as_axis,
+    broadcast_arrays,
+    broadcast_shapes,
+    broadcast_to,
+    dynamic_update_slice,
+    flip,
+    pad_widths,
+    permute_dims,
+    reshape,
+)
+from palto.tensor.graph import apply
+from palto.tensor.primitives import indexing as rows
+from palto.tensor.primitives import movement
+from palto.tensor.tensor import Shape, Tensor, TraceError
+
+_Slice = builtins.slice
+
+
+def take(x: Tensor, indices: Any, *, axis: int = 0, role: str = "index") -> Tensor:
+    """The slices of `x` along `axis` at `indices`, whose axes stand in place of that axis.
+
+    Args:
+        x: the tensor.
+        indices: integers from 0 to the length of the axis - 1.
+        axis: the axis.
+        role: what the indices are called in an error.
+
+    Raises:
+        IndexError: an index out of range; it names the value.
+    """
+    x = asarray(x)
+    result: Tensor = apply(rows.gather, x, asarray(indices), axis=as_axis(axis, x.ndim), role=role)
+    return result
+
+
+def scatter_add(
+    indices: Any, updates: Tensor, *, size: int, axis: int = 0, role: str = "index"
+) -> Tensor:
+    """Zeros of length `size` along `axis`, every slice of `updates` added at its index.
+
+    Raises:
+        IndexError: an index out of range; it names the value.
+    """
+    result: Tensor = apply(
+        rows.scatter_add, asarray(indices), updates, size=size, axis=axis, role=role
+    )
+    return result
+
+
+def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1, role: str = "index") -> Tensor:
+    """One element of `x` for each index, at the same place on the other axes.
+
+    Args:
+        x: a tensor.
+        indices: integers, of the shape of `x` but for the length along `axis`.
+        axis: the axis that the indices run along.
+        role: what the indices are called in an error.
+
+    Raises:
+        IndexError: an index out of range; it names the value.
+    """
+    axis = as_axis(axis, x.ndim)
+    expected = (*x.shape[:axis], indices.shape[axis] if indices.ndim == x.ndim else -1,
+                *x.shape[axis + 1 :])  # fmt: skip
+    if indices.shape != expected:
+        raise ValueError(
+            f"take_along_axis along axis {axis}: indices of shape {indices.shape} do not match "
+            f"{x.shape} on the other axes"
+        )
+    places = [
+        indices if i == axis else iota(indices.shape, i, dtype=dtypes.int64) for i in range(x.ndim)
+    ]
+    return _gather(x, places, role=role)
+
+
+def _gather(x: Tensor, indices: Sequence[Tensor], *, role: str = "index") -> Tensor:
+    """``x[i, j, ...]`` on the first axes: one take from those axes joined into one."""
+    lengths = x.shape[: len(indices)]
+    if len(indices) == 1:
+        return take(x, indices[0], axis=0, role=role)
+    flat = None
+    valid = None
+    for index, length in zip(indices, lengths, strict=True):
+        index = astype(index, dtypes.int64)
+        inside = (index >= 0) & (index < length)
+        valid = inside if valid is None else valid & inside
+        flat = index if flat is None else flat * length + index
+    assert flat is not None and valid is not None
+    # An index out of range on one axis must not wrap into a neighbour: it becomes one that raises.
+    bad = next(i for i in indices)
+    for index, length in zip(reversed(indices), reversed(lengths), strict=True):
+        bad = where((index < 0) | (index >= length), astype(index, dtypes.int64), bad)
+    total = math.prod(lengths)
+    flat = where(valid, flat, where(bad < 0, bad, bad + total))
+    joined = reshape(x, (total, *x.shape[len(indices) :]))
+    return take(joined, flat, axis=0, role=role)
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """``x[index]``.
+
+    Raises:
+        IndexError: too many indices, or one out of range.
+        TypeError: something that is not an index.
+    """
+    plan = _Plan(x, index)
+    result = plan.sliced_from(x)
+    return result if plan.advanced is None else plan.gathered(result)
+
+
+class _Plan:
+    """An index taken apart: a basic part (slices, integers, None), then tensors of integers."""
+
+    def __init__(self, x: Tensor, index: Any) -> None:
+        parts = _expand_masks(list(index) if isinstance(index, tuple) else [index], x)
+        consumed = sum(part is not None and part is not Ellipsis for part in parts)
+        ellipses = sum(part is Ellipsis for part in parts)
+        if ellipses > 1:
+            raise IndexError("an index may have only one '...'")
+        if consumed > x.ndim:
+            raise IndexError(f"{consumed} indices for a tensor of {x.ndim} axes, shape {x.shape}")
+        fill = [_Slice(None)] * (x.ndim - consumed)
+        at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+        parts = [*parts[:at], *fill, *parts[at + (1 if ellipses else 0) :]]
+
+        self.starts: list[int] = []
+        self.stops: list[int] = []
+        self.steps: list[int] = []
+        #: The shape of the box with an axis for every slice and None, none for an integer.
+        self.shape: list[int] = []
+        #: Tensors of integers by the axis of `shape` that they index.
+        tensors: dict[int, Tensor] = {}
+        axis = 0
+        for part in parts:
+            if part is None:
+                self.shape.append(1)
+                continue
+            length = x.shape[axis]
+            if isinstance(part, _Slice):
+                start, stop, step = part.indices(length)
+                count = len(range(start, stop, step))
+                self._box(start, step, count, length)
+                self.shape.append(count)
+            elif isinstance(part, Tensor):
+                tensors[len(self.shape)] = where(part < 0, part + length, part)
+                self._box(0, 1, length, length)
+                self.shape.append(length)
+            else:
+                place = part + length if part < 0 else part
+                if not 0 <= place < length:
+                    raise IndexError(
+                        f"index {part} is out of range for axis {axis} of shape {x.shape}"
+                    )
+                self._box(place, 1, 1, length)
+            axis += 1
+        self.advanced = tensors or None
+
+    def _box(self, start: int, step: int, count: int, length: int) -> None:
+        if step < 0:  # seen from the other end
+            start, step = length - 1 - start, -step
+            self.steps.append(-step)
+        else:
+            self.steps.append(step)
+        start = start if count else 0
+        self.starts.append(start)
+        self.stops.append(start + max(count - 1, 0) * step + (1 if count else 0))
+
+    @property
+    def flipped(self) -> tuple[int, ...]:
+        """The axes of `x` that a negative step runs backwards along."""
+        return tuple(axis for axis, step in enumerate(self.steps) if step < 0)
+
+    def sliced_from(self, x: Tensor) -> Tensor:
+        """The basic part, of a tensor of the shape that the plan was made for."""
+        x = flip(x, axis=self.flipped) if self.flipped else x
+        steps = tuple(builtins.abs(step) for step in self.steps)
+        whole = all(
+            (start, stop, step) == (0, n, 1)
+            for start, stop, step, n in zip(self.starts, self.stops, steps, x.shape, strict=True)
+        )
+        if not whole:
+            x = apply(
+                movement.slice_,
+                x,
+                starts=tuple(self.starts),
+                stops=tuple(self.stops),
+                steps=steps,
+            )
+        return reshape(x, tuple(self.shape))
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The tensors of integers applied to the basic part."""
+        assert self.advanced is not None
+        axes = list(self.advanced)
+        indices = broadcast_arrays(*self.advanced.values())
+        others = [axis for axis in range(x.ndim) if axis not in axes]
+        result = _gather(permute_dims(x, [*axes, *others]), indices)
+        # Neighbouring index tensors leave their axes in place; others put them first.
+        adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+        if not adjacent:
+            return result
+        count = indices[0].ndim
+        before = axes[0]
+        order = [*range(count, count + before), *range(count), *range(count + before, result.ndim)]
+        return permute_dims(result, order)
+
+
+def _expand_masks(parts: list[Any], x: Tensor) -> list[Any]:
+    """Python and NumPy indices in one form: int, slice, None, Ellipsis or integer Tensor."""
+    result: list[Any] = []
+    axis = 0
+    rest = sum(_consumes(part) for part in parts)
+    for part in parts:
+        if part is Ellipsis:
+            axis = x.ndim - (rest - axis)
+            result.append(part)
+        elif part is None or isinstance(part, _Slice):
+            result.append(_plain_slice(part) if isinstance(part, _Slice) else part)
+        elif isinstance(part, bool | np.bool_):
+            raise TypeError("a Python bool is no index; use a bool tensor as a mask")
+        elif not isinstance(part, Tensor) and hasattr(part, "__index__"):
+            result.append(part.__index__())
+        elif isinstance(part, Tensor | np.ndarray | list):
+            tensor = asarray(part)
+            if isinstance(part, list) and tensor.size == 0:
+                tensor = astype(tensor, dtypes.int64)
+            if tensor.dtype == dtypes.bool:
+                result.extend(_mask_indices(tensor, x.shape[axis : axis + tensor.ndim]))
+            elif tensor.dtype in dtypes.INTEGER:
+                # Room for the length that is added to negative indices.
+                result.append(astype(tensor, dtypes.int64))
+            else:
+                raise TypeError(f"an index tensor holds integers or bool, not {tensor.dtype.name}")
+        else:
+            raise TypeError(
+                f"{part!r} is no index; use whole numbers, slices, None, ..., or tensors"
+            )
+        axis += _consumes(part) if part is not Ellipsis else 0
+    return result
+
+
+def _consumes(part: Any) -> int:
+    """How many axes an index takes."""
+    if part is None or part is Ellipsis:
+        return 0
+    if isinstance(part, Tensor | np.ndarray) and part.dtype == dtypes.bool:
+        return part.ndim
+    return 1
+
+
+def _plain_slice(part: _Slice) -> _Slice:
+    bounds = []
+    for bound in (part.start, part.stop, part.step):
+        if bound is None:
+            bounds.append(None)
+            continue
+        if isinstance(bound, Tensor) and bound.trace is not None:
+            raise TraceError(
+                "a slice bound is a tensor's value, which is known only when the program runs; "
+                "use palto.dynamic_slice, which has a fixed size"
+            )
+        if not hasattr(bound, "__index__"):
+            raise TypeError(f"slice bounds are whole numbers, got {bound!r}")
+        bounds.append(bound.__index__())
+    return _Slice(*bounds)
+
+
+def _mask_indices(mask: Tensor, shape: Shape) -> list[Tensor]:
+    if mask.shape != shape:
+        raise IndexError(f"a mask of shape {mask.shape} does not fit axes of shape {shape}")
+    return list(nonzero(mask))
+
+
+def nonzero(x: Tensor) -> tuple[Tensor, ...]:
+    """Where the elements are that are not zero: one int64 tensor of indices per axis.
+
+    Raises:
+        TraceError: inside a compiled function, where a shape cannot depend on values.
+    """
+    x = asarray(x)
+    if x.trace is not None:
+        raise TraceError(
+            "the number of elements chosen by a mask is known only when the program runs; "
+            "use palto.where(mask, x, 0), or palto.top_k with a fixed k"
+        )
+    return tuple(asarray(i, copy=False) for i in np.nonzero(x.array()))
+
+
+class At:
+    """``x.at[index]``: changed copies of `x`."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+
+    def __getitem__(self, index: Any) -> _Place:
+        return _Place(self._x, index)
+
+
+class _Place:
+    def __init__(self, x: Tensor, index: Any) -> None:
+        self._x = x
+        self._plan = _Plan(x, index)
+
+    def set(self, value: Any) -> Tensor:
+        """`x` with the indexed elements replaced by `value`.
+
+        Raises:
+            TypeError: the index holds tensors of integers, which may name an element twice.
+        """
+        x, plan = self._x, self._plan
+        if plan.advanced is not None:
+            raise TypeError(
+                "set() takes slices and whole numbers; an index tensor may name an element twice. "
+                "Use .add(), or palto.where with a mask"
+            )
+        value = self._shaped(value)
+        steps = [builtins.abs(step) for step in plan.steps]
+        if all(step == 1 or n == 1 for step, n in zip(steps, self._counts, strict=True)):
+            return dynamic_update_slice(
+                x, flip(value, axis=plan.flipped) if plan.flipped else value,
+                asarray(np.array(self._from_front(), np.int64)),
+            )  # fmt: skip
+        mask = self._spread(asarray(np.ones(value.shape, np.bool_)))
+        return where(mask, self._spread(value), x)
+
+    def add(self, value: Any) -> Tensor:
+        """`x` with `value` added to the indexed elements, as often as each is named."""
+        x, plan = self._x, self._plan
+        if plan.advanced is None:
+            return x + self._spread(self._shaped(value))
+        # What is added is the transpose of the indexing itself.
+        places = iota((x.size,), 0)
+        chosen = plan.gathered(plan.sliced_from(reshape(places, x.shape)))
+        updates = broadcast_to(_like(value, x), chosen.shape)
+        flat = scatter_add(reshape(chosen, (-1,)), reshape(updates, (-1,)), size=x.size)
+        return x + reshape(flat, x.shape)
+
+    @property
+    def _counts(self) -> list[int]:
+        plan = self._plan
+        return [
+            -(-(stop - start) // builtins.abs(step))
+            for start, stop, step in zip(plan.starts, plan.stops, plan.steps, strict=True)
+        ]
+
+    def _from_front(self) -> list[int]:
+        plan = self._plan
+        return [
+            n - stop if step < 0 else start
+            for n, start, stop, step in zip(
+                self._x.shape, plan.starts, plan.stops, plan.steps, strict=True
+            )
+        ]
+
+    def _shaped(self, value: Any) -> Tensor:
+        value = _like(value, self._x)
+        if broadcast_shapes(value.shape, tuple(self._plan.shape)) != tuple(self._plan.shape):
+            raise ValueError(
+                f"a value of shape {value.shape} does not fit a place of {tuple(self._plan.shape)}"
+            )
+        return reshape(broadcast_to(value, tuple(self._plan.shape)), self._counts)
+
+    def _spread(self, value: Tensor) -> Tensor:
+        """`value` at its place, zeros around it."""
+        plan = self._plan
+        if 0 in value.shape:
+            return zeros(self._x.shape, dtype=value.dtype)
+        steps = [builtins.abs(step) for step in plan.steps]
+        high = tuple(n - stop for n, stop in zip(self._x.shape, plan.stops, strict=True))
+        spread = pad_widths(value, tuple(plan.starts), high, tuple(step - 1 for step in steps))
+        return flip(spread, axis=plan.flipped) if plan.flipped else spread
+
+
+def _like(value: Any, x: Tensor) -> Tensor:
+    if isinstance(value, bool | int | float | complex):
+        return asarray(value, dtype=dtypes.scalar_dtype(value, x.dtype))
+    value = asarray(value)
+    if value.dtype != x.dtype:
+        raise TypeError(
+            f"cannot write {value.dtype.name} into a {x.dtype.name} tensor; cast it first"
+        )
+    return value
+
+
+__all__ = [
+    "At", "getitem", "nonzero", "scatter_add", "take", "take_along_axis",
+]  # fmt: skip

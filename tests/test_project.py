@@ -1,0 +1,275 @@
+"""The project keeps its own rules: who imports whom, size, a light import, documents that run."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path, PurePath
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(ROOT.glob("palto/**/*.py"))
+
+# --- Who may import whom -------------------------------------------------------------------------
+
+#: A room is a folder or a file right under palto/. What each may import besides itself.
+MAY_IMPORT = {
+    "tensor": set(),
+    "backprop": {"tensor"},
+    "compiler": {"tensor", "backprop"},
+    "nn": {"tensor", "backprop", "compiler"},
+    "optim": {"tensor", "backprop", "compiler"},
+    "data": {"tensor", "backprop", "compiler"},
+    "formats": {"tensor", "backprop", "compiler", "nn"},
+    "train": {"tensor", "backprop", "compiler", "nn", "optim", "data", "formats"},
+    "recipes": {"palto", "nn", "optim", "data", "train", "formats"},
+    "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes"},
+    "palto": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats"},
+}
+#: What they may import besides inside a function or under TYPE_CHECKING, when all is loaded.
+MAY_IMPORT_LATE = {
+    "tensor": {"backprop"},  # Tensor.backward()
+    "nn": {"optim", "data"},
+    "optim": {"nn", "data"},
+    "data": {"nn", "optim"},
+}
+#: Names of palto/__init__.py that any room may take from it.
+FOR_EVERYONE = {"palto.__version__"}
+
+
+def imports(where, source):
+    """(line, module, name or None, late) for each import of Palto in the file at `where`."""
+    package = where.parts[:-1]
+
+    def visit(node, late):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            late = True
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            late = True
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, None, late
+        if isinstance(node, ast.ImportFrom):
+            parent = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*parent, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, module, alias.name, late
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, late)
+
+    for found in visit(ast.parse(source), late=False):
+        if found[1].split(".")[0] == "palto":
+            yield found
+
+
+def room_of(dotted):
+    parts = dotted.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "palto"
+
+
+def not_public(module, name):
+    """Why a recipe may not import this, or None."""
+    dotted = f"{module}.{name}" if name else module
+    path = ROOT.joinpath(*dotted.split("."))
+    is_module = name is None or path.is_dir() or path.with_suffix(".py").exists()
+    depth = (dotted if is_module else module).count(".")
+    if any(part.startswith("_") for part in dotted.split(".")):
+        return f"{dotted} is private"
+    if depth > 2:
+        return f"{dotted} is deeper than a package's public submodule"
+    return None
+
+
+def import_problems(where, source):
+    """Every import in a file that its room may not make."""
+    room = "palto" if len(where.parts) == 2 and where.stem == "__init__" else where.parts[1]
+    room = room.removesuffix(".py")
+    if room not in MAY_IMPORT:
+        return [f"{where}: add {room!r} to MAY_IMPORT in tests/test_project.py"]
+    problems = []
+    for line, module, name, late in imports(where, source):
+        dotted = f"{module}.{name}" if name else module
+        allowed = {room} | MAY_IMPORT[room] | (MAY_IMPORT_LATE.get(room, set()) if late else set())
+        if room == "recipes":
+            allowed -= {room}  # each recipe stands alone
+        if room_of(dotted) not in allowed and dotted not in FOR_EVERYONE:
+            problems.append(f"{where}:{line}: {room} may not import {dotted}")
+        elif room == "recipes" and (reason := not_public(module, name)):
+            problems.append(f"{where}:{line}: {reason}; recipes use public names only")
+    if room == "recipes":
+        for node in ast.walk(ast.parse(source)):
+            private = isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr)
+            if private and getattr(node.value, "id", None) not in {"self", "cls"}:
+                problems.append(f"{where}:{node.lineno}: .{node.attr} is private")
+    return problems
+
+
+def test_rooms_import_only_what_comes_before_them():
+    assert SOURCES
+    problems = []
+    for path in SOURCES:
+        problems += import_problems(path.relative_to(ROOT), path.read_text(encoding="utf-8"))
+    assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "fine"),
+    [
+        ("palto/nn/module.py", "from palto.tensor import Tensor", True),
+        ("palto/nn/module.py", "from ..compiler import compile", True),
+        ("palto/nn/module.py", "from . import init", True),
+        ("palto/nn/module.py", "from palto import __version__", True),
+        ("palto/nn/module.py", "def f():\n    from palto import data", True),
+        ("palto/nn/module.py", "from palto import data", False),
+        ("palto/nn/module.py", "import palto", False),
+        ("palto/nn/layers/conv.py", "from ... import optim", False),
+        ("palto/tensor/core.py", "def f():\n    import palto.backprop", True),
+        ("palto/tensor/core.py", "import palto.backprop", False),
+        ("palto/backprop.py", "from .compiler import trace", False),
+        ("palto/train/trainer.py", "from palto.recipes import classify", False),
+        ("palto/__init__.py", "from .train import Trainer", True),
+        ("palto/__init__.py", "from . import cli", False),
+        ("palto/vision/x.py", "", False),
+        ("palto/recipes/chat.py", "import palto\nfrom palto import nn, manual_seed", True),
+        ("palto/recipes/chat.py", "import palto.nn.functional as F", True),
+        ("palto/recipes/chat.py", "from palto.nn.layers.conv import Conv2d", False),
+        ("palto/recipes/chat.py", "from palto.nn import _fused", False),
+        ("palto/recipes/chat.py", "from palto.tensor import Tensor", False),
+        ("palto/recipes/chat.py", "from palto.recipes import classify", False),
+        ("palto/recipes/chat.py", "model._parameters", False),
+    ],
+)
+def test_the_import_check_itself(where, source, fine):
+    assert (not import_problems(PurePath(where), source)) == fine
+
+
+# --- Size and weight -----------------------------------------------------------------------------
+
+
+def test_engine_stays_small():
+    engine = [path for path in SOURCES if "recipes" not in path.relative_to(ROOT).parts]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in engine)
+    assert lines < 15_000
+
+
+def test_import_is_light():
+    heavy = {"jax", "llvmlite", "matplotlib", "pooch", "requests", "rich", "torch"}
+    code = "import json, sys, palto; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = heavy.intersection(json.loads(run.stdout))
+    assert not loaded
+
+
+def test_few_packages_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found, todo = set(), list(project["dependencies"])
+    while todo:
+        requirement = Requirement(todo.pop())
+        name = canonicalize_name(requirement.name)
+        wanted = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+        if wanted and name not in found:
+            found.add(name)
+            todo += importlib.metadata.requires(name) or []
+    assert len(found) <= 16, sorted(found)
+    assert not found & {"torch", "jax", "tensorflow"}
+
+
+# --- Text ----------------------------------------------------------------------------------------
+
+#: Written in parts, so that this file may be checked too.
+REGISTRIES = [
+    ".".join(parts)
+    for parts in [
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("npmjs", "com"),
+        ("deb", "debian", "org"),
+        ("archive", "ubuntu", "com"),
+        ("anaconda", "org"),
+        ("download", "pytorch", "org"),
+    ]
+]
+MACHINE_PATH = re.compile(r"(?<![\w.~)}-])/(?:work|root|home|Users)/")
+
+
+def test_no_registry_hosts_or_machine_paths():
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout: the list of files is unknown")
+    problems = []
+    for name in filter(None, listing.stdout.decode().split("\0")):
+        path = ROOT / name
+        content = path.read_bytes() if path.is_file() else b"\0"
+        if b"\0" in content:
+            continue  # binary, or deleted
+        for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+            if any(host in line for host in REGISTRIES) or MACHINE_PATH.search(line):
+                problems.append(f"{name}:{number}: {line.strip()}")
+    assert not problems, "\n" + "\n".join(problems)
+
+
+# --- Documents -----------------------------------------------------------------------------------
+
+BLOCK = re.compile(
+    r"(?:^ *<!-- not run: (?P<reason>[^\n]+?) -->\n\s*)?"
+    r"^(?P<indent> *)```(?:python|py)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def blocks(path):
+    """(first line, code, reason not to run it or None) of each Python block of a document."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code")) + 1
+        yield line, textwrap.dedent(match["code"]), match["reason"]
+
+
+def documents():
+    """Each document to run; each block marked `<!-- not run: reason -->` as a visible skip."""
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
+        name = path.relative_to(ROOT).as_posix()
+        yield pytest.param(path, id=name)
+        for line, _, reason in blocks(path):
+            if reason:
+                mark = pytest.mark.skip(reason=f"{name}:{line} is not run: {reason}")
+                yield pytest.param(path, id=f"{name}:{line}", marks=mark)
+
+
+@pytest.mark.parametrize("path", list(documents()))
+def test_document_runs(path, tmp_path):
+    """The blocks of a document are one program; its line numbers are the document's."""
+    assert path.exists(), f"{path.name} is missing"
+    program = []
+    for line, code, reason in blocks(path):
+        if not reason:
+            program += [""] * (line - 1 - len(program)) + code.splitlines()
+    assert program or path.name != "README.md", "README.md shows no code"
+    script = tmp_path / path.name
+    script.write_text("\n".join(program) + "\n", encoding="utf-8")
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    run = subprocess.run(
+        [sys.executable, "-W", "error", script.name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, f"{path.name}:\n{run.stdout}{run.stderr}"
