@@ -1,5 +1,5 @@
-"""From a Python function to a program: trace, guard, run."""
+"""From a Python function to a program: trace, simplify, run."""
 
+from palto.compiler.compile import CompiledFunction, compile
 
-def compile(function):
-    return function
+__all__ = ["CompiledFunction", "compile"]

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from palto.tensor import Cell, Tensor, dtypes
 from palto.tensor import functions as F
-from palto.tensor.graph import current_scope, note_mutation, scope
+from palto.tensor.graph import Watched, current_scope, scope
 
 
 class Parameter(Cell):
@@ -38,7 +38,7 @@ class Buffer(Cell):
         self.persistent = persistent
 
 
-class Module:
+class Module(Watched):
     """The base of all layers and models.
 
     Write ``__init__``, which sets parameters, buffers and other modules as attributes (directly or
@@ -55,17 +55,12 @@ class Module:
     _name: str | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+        super().__setattr__(name, value)
         for path, part in _parts(name, value):
             if isinstance(part, Module):
                 object.__setattr__(part, "_name", path)
             elif part.name is None:
                 part.name = path
-        note_mutation()
-
-    def __delattr__(self, name: str) -> None:
-        object.__delattr__(self, name)
-        note_mutation()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output. Every module defines its own."""

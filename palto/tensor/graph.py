@@ -198,7 +198,7 @@ class Trace:
         self.assignments: dict[Cell, Tensor] = {}
         #: Conditions that must hold before a cell is written, each with its message.
         self.checks: list[tuple[Tensor, str]] = []
-        #: NumPy arrays that became constants, and the values they had.
+        #: NumPy arrays that became constants (weakly), and the values they had.
         self.arrays: list[tuple[weakref.ref[Array], Array]] = []
         self.grads: dict[Cell, Tensor] = {}
         self.pending: set[Cell] = set()
@@ -267,9 +267,12 @@ class Trace:
             self.captured[id(tensor)] = (tensor, inner)
         return self.captured[id(tensor)][1]
 
-    def note_array(self, array: Array, copy: Array) -> None:
-        """Remember a NumPy array that became a constant, to see later whether it has changed."""
-        self.arrays.append((weakref.ref(array), copy))
+    def note_array(self, array: Array) -> None:
+        """Remember a NumPy array that becomes a constant, to see later whether it has changed."""
+        while isinstance(array.base, np.ndarray):  # a view changes with what it looks at
+            array = array.base
+        if all(known() is not array for known, _ in self.arrays):
+            self.arrays.append((weakref.ref(array), array.copy()))
 
     def encloses(self, other: Trace | None) -> bool:
         """Whether `other` is recorded inside this trace."""
@@ -298,6 +301,22 @@ def note_mutation() -> None:
     """Say that Python state which compiled functions may depend on has changed."""
     global mutation_count
     mutation_count = next(_mutations)
+
+
+class Watched:
+    """The base of objects whose attributes shape a program: modules, optimisers.
+
+    Every change of an attribute is noted, so that a compiled function sees at one glance that
+    nothing has changed.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        note_mutation()
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        note_mutation()
 
 
 def current_trace() -> Trace | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -209,6 +209,12 @@ class Tensor:
             return f"Tensor(traced, shape={self.shape}, dtype={self.dtype.name}{grad})"
         body = np.array2string(self.array(), separator=", ", prefix="Tensor(", threshold=1000)
         return f"Tensor({body}, dtype={self.dtype.name}{grad})"
+
+    def __copy__(self) -> Self:
+        return self  # a value that cannot change needs no second one
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("tensors are not pickled; save them with palto.formats.safetensors")
@@ -475,7 +481,7 @@ class Cell(Tensor):
         requires_grad: bool = False,
         dtype: Any = None,
     ) -> None:
-        if isinstance(value, Tensor) and value._value is None and not isinstance(value, Cell):
+        if graph.current_trace() is not None:
             raise TraceError(
                 f"a {type(self).__name__} was made inside a compiled function; make modules, "
                 "optimisers and cells before it, so that they outlive a step"
@@ -557,10 +563,25 @@ class Cell(Tensor):
         self._accepts(tensor.shape, tensor.dtype)
         trace = graph.current_trace()
         if trace is None:
-            self._bind(np.ascontiguousarray(tensor.array()).reshape(self.shape))
-            self.version += 1
+            self.store(tensor.array())
         else:
             trace.assign(self, tensor)
+
+    def store(self, array: npt.NDArray[Any]) -> None:
+        """Hold `array`, which has the cell's shape and dtype and which nobody writes to again."""
+        self._bind(np.ascontiguousarray(array).reshape(self.shape))
+        self.version += 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        slots = {name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())}
+        for name in slots - {"_leaf", "_value", "_grad", "__weakref__"}:
+            setattr(copy, name, getattr(self, name))
+        copy.__dict__.update(getattr(self, "__dict__", {}))
+        copy.cell, copy._grad, copy.grad_is_pending = copy, None, False
+        copy._bind(self._leaf.array())
+        return copy
 
     def _accepts(self, shape: Shape, dtype: DType) -> None:
         name = self.name or "this cell"

@@ -43,7 +43,7 @@ def asarray(
         tensor = Tensor(value.shape, value.dtype, value)
         trace = current_trace()
         if trace is not None and isinstance(obj, np.ndarray):
-            trace.root.note_array(obj, value)
+            trace.root.note_array(obj)
     if requires_grad:
         if current_trace() is not None:
             raise TraceError("requires_grad=True inside a compiled function; use palto.grad there")

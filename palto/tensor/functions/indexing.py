@@ -1,9 +1,8 @@
-"""Indexing: slices, integers, None, ..., integer tensors and masks, as NumPy and PyTorch have it."""
+"""Indexing: slices, integers, None, ..., integer tensors and masks, as in NumPy and PyTorch."""
 
 from __future__ import annotations
 
 import builtins
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +43,16 @@ def take(x: Tensor, indices: Any, *, axis: int = 0, role: str = "index") -> Tens
         IndexError: an index out of range; it names the value.
     """
     x = asarray(x)
-    result: Tensor = apply(rows.gather, x, asarray(indices), axis=as_axis(axis, x.ndim), role=role)
+    return take_at(x, [asarray(indices)], axis=as_axis(axis, x.ndim), role=role)
+
+
+def take_at(x: Tensor, indices: Sequence[Tensor], *, axis: int = 0, role: str = "index") -> Tensor:
+    """``x[..., i, j, ...]`` for index tensors of one shape along neighbouring axes from `axis`.
+
+    Raises:
+        IndexError: an index out of range; it names the value.
+    """
+    result: Tensor = apply(rows.gather, x, *indices, axis=axis, role=role)
     return result
 
 
@@ -56,9 +64,23 @@ def scatter_add(
     Raises:
         IndexError: an index out of range; it names the value.
     """
-    result: Tensor = apply(
-        rows.scatter_add, asarray(indices), updates, size=size, axis=axis, role=role
-    )
+    return scatter_add_at([asarray(indices)], updates, sizes=(size,), axis=axis, role=role)
+
+
+def scatter_add_at(
+    indices: Sequence[Tensor],
+    updates: Tensor,
+    *,
+    sizes: Shape,
+    axis: int = 0,
+    role: str = "index",
+) -> Tensor:
+    """The transpose of `take_at`: zeros of lengths `sizes`, every update added at its indices.
+
+    Raises:
+        IndexError: an index out of range; it names the value.
+    """
+    result: Tensor = apply(rows.scatter_add, updates, *indices, sizes=sizes, axis=axis, role=role)
     return result
 
 
@@ -75,40 +97,16 @@ def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1, role: str = "
         IndexError: an index out of range; it names the value.
     """
     axis = as_axis(axis, x.ndim)
-    expected = (*x.shape[:axis], indices.shape[axis] if indices.ndim == x.ndim else -1,
-                *x.shape[axis + 1 :])  # fmt: skip
-    if indices.shape != expected:
+    others = [*x.shape[:axis], *x.shape[axis + 1 :]]
+    if indices.ndim != x.ndim or [*indices.shape[:axis], *indices.shape[axis + 1 :]] != others:
         raise ValueError(
             f"take_along_axis along axis {axis}: indices of shape {indices.shape} do not match "
             f"{x.shape} on the other axes"
         )
     places = [
-        indices if i == axis else iota(indices.shape, i, dtype=dtypes.int64) for i in range(x.ndim)
+        indices if i == axis else iota(indices.shape, i, dtype=indices.dtype) for i in range(x.ndim)
     ]
-    return _gather(x, places, role=role)
-
-
-def _gather(x: Tensor, indices: Sequence[Tensor], *, role: str = "index") -> Tensor:
-    """``x[i, j, ...]`` on the first axes: one take from those axes joined into one."""
-    lengths = x.shape[: len(indices)]
-    if len(indices) == 1:
-        return take(x, indices[0], axis=0, role=role)
-    flat = None
-    valid = None
-    for index, length in zip(indices, lengths, strict=True):
-        index = astype(index, dtypes.int64)
-        inside = (index >= 0) & (index < length)
-        valid = inside if valid is None else valid & inside
-        flat = index if flat is None else flat * length + index
-    assert flat is not None and valid is not None
-    # An index out of range on one axis must not wrap into a neighbour: it becomes one that raises.
-    bad = next(i for i in indices)
-    for index, length in zip(reversed(indices), reversed(lengths), strict=True):
-        bad = where((index < 0) | (index >= length), astype(index, dtypes.int64), bad)
-    total = math.prod(lengths)
-    flat = where(valid, flat, where(bad < 0, bad, bad + total))
-    joined = reshape(x, (total, *x.shape[len(indices) :]))
-    return take(joined, flat, axis=0, role=role)
+    return take_at(x, places, role=role)
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -209,7 +207,7 @@ class _Plan:
         axes = list(self.advanced)
         indices = broadcast_arrays(*self.advanced.values())
         others = [axis for axis in range(x.ndim) if axis not in axes]
-        result = _gather(permute_dims(x, [*axes, *others]), indices)
+        result = take_at(permute_dims(x, [*axes, *others]), indices)
         # Neighbouring index tensors leave their axes in place; others put them first.
         adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
         if not adjacent:
@@ -398,5 +396,6 @@ def _like(value: Any, x: Tensor) -> Tensor:
 
 
 __all__ = [
-    "At", "getitem", "nonzero", "scatter_add", "take", "take_along_axis",
+    "At", "getitem", "nonzero", "scatter_add", "scatter_add_at", "take", "take_along_axis",
+    "take_at",
 ]  # fmt: skip

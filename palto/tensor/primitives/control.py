@@ -205,8 +205,10 @@ def _scan_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
         dy, inner_constants = rest[: len(used)], rest[len(used) :]
         results = body.replay(*state, *x, *inner_constants)
         targets = [
-            *(state[i] for i in moving), *(x[i] for i in along), *(inner_constants[i] for i in fixed)
-        ]  # fmt: skip
+            *(state[i] for i in moving),
+            *(x[i] for i in along),
+            *(inner_constants[i] for i in fixed),
+        ]
         found = gradients(
             [results[i] for i in moving] + [results[i] for i in used],
             [*d_carry, *dy],

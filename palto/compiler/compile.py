@@ -1,0 +1,247 @@
+"""``@palto.compile``: a function becomes a program at its first call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from palto.compiler.guards import Guards
+from palto.compiler.program import Program
+from palto.compiler.trace import VALUE, Recording, difference, record
+from palto.tensor import dtypes
+from palto.tensor.graph import Array, Spec, current_trace, is_grad_enabled
+from palto.tensor.tensor import Cell, Tensor, TraceError
+from palto.tensor.tree import Tree, flatten, rebuild
+
+#: So many programs of one function are usual; more are worth a warning.
+USUAL_PROGRAMS = 8
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One program, and what must be so for it to be the right one."""
+
+    guards: Guards
+    recording: Recording
+    program: Program
+
+    def changed(self) -> str | None:
+        fact = self.guards.changed()
+        if fact is not None:
+            return f"{fact.path} was {_short(fact.expected)} and is now {_short(fact.read())}"
+        for reference, value in self.recording.arrays:
+            now = reference()
+            if now is not None and (now.shape != value.shape or now.tobytes() != value.tobytes()):
+                return f"a NumPy array of shape {value.shape} that it uses has changed"
+        return None
+
+
+class CompiledFunction:
+    """A function that runs as a program; made by :func:`palto.compile`."""
+
+    def __init__(self, function: Callable[..., Any], *, keep_grad: bool = False) -> None:
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise TypeError("palto.compile takes plain functions, no generators or coroutines")
+        if not callable(function):
+            raise TypeError(f"palto.compile takes a function, got {function!r}")
+        self._function = function
+        self._keep_grad = keep_grad
+        self._entries: dict[Any, list[_Entry]] = {}
+        self._lock = threading.RLock()
+        self._last_change: str | None = None
+        if hasattr(function, "__name__"):
+            functools.update_wrapper(self, function)
+
+    @property
+    def program_count(self) -> int:
+        """How many programs the calls so far have needed."""
+        return sum(len(entries) for entries in self._entries.values())
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        name = getattr(self._function, "__name__", repr(self._function))
+        return f"palto.compile({name}), {self.program_count} programs"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program for these arguments, made at the first call of their kind."""
+        if current_trace() is not None:
+            return self._function(*args, **kwargs)  # part of the program around it
+        leaves, tree = flatten((args, kwargs))
+        arrays: list[Array] = []
+        key: list[Any] = [tree, is_grad_enabled()]
+        for leaf in leaves:
+            array = _as_array(leaf)
+            if array is None:
+                key.append(_static_key(leaf))
+            else:
+                arrays.append(array)
+                key.append((array.shape, array.dtype))
+        entry = self._entry(tuple(key), leaves, tree)
+        returned, grads = entry.program.run(arrays)
+        return self._deliver(entry.recording, returned, grads)
+
+    def _entry(self, key: Any, leaves: Sequence[Any], tree: Tree) -> _Entry:
+        with self._lock:
+            for entry in self._entries.get(key, ()):
+                change = entry.changed()
+                if change is None:
+                    return entry
+                self._last_change = change
+            entry = self._trace(leaves, tree)
+            self._entries.setdefault(key, []).append(entry)
+            if self.program_count == USUAL_PROGRAMS + 1:
+                self._warn()
+            return entry
+
+    def _trace(self, leaves: Sequence[Any], tree: Tree) -> _Entry:
+        specs: list[Spec | None] = []
+        statics = []
+        for leaf in leaves:
+            array = _as_array(leaf)
+            if array is None:
+                statics.append(leaf)
+                specs.append(None)
+            else:
+                specs.append(Spec(array.shape, array.dtype))
+        guards = Guards(self._function, statics)
+        recording = record(self._function, leaves, tree, specs)
+        # What a trace reads from outside must be the same every time, and stay as it was.
+        self._refuse_side_effect(guards)
+        again = record(self._function, leaves, tree, specs)
+        different = difference(recording, again)
+        if different is not None:
+            raise TraceError(
+                f"the function was traced twice and was not the same: {different}. A compiled "
+                "function may not depend on a clock, Python's or NumPy's random numbers, a "
+                "counter, or an iterator; use palto.random, a palto.Cell, or an argument"
+            )
+        self._refuse_side_effect(guards)
+        guards.add_cells(recording.reads)
+        return _Entry(guards, recording, Program(recording))
+
+    def _refuse_side_effect(self, guards: Guards) -> None:
+        fact = guards.changed()
+        if fact is not None:
+            raise TraceError(
+                f"the compiled function changes Python state: {fact.path} was "
+                f"{_short(fact.expected)} and became {_short(fact.read())}. Its program would not "
+                "do that again; keep what changes in a palto.Cell, or return it"
+            )
+
+    def _deliver(self, recording: Recording, returned: list[Array], grads: list[Array]) -> Any:
+        for place, (cell, pending) in enumerate(recording.grads):
+            if self._keep_grad:
+                grad = grads[place]
+                cell.set_grad(Tensor(grad.shape, grad.dtype, grad), pending=pending)
+            elif cell._grad is not None:
+                cell.set_grad(None, pending=False)
+        tensors = []
+        for value, severed in zip(returned, recording.severed, strict=True):
+            tensor = Tensor(value.shape, value.dtype, value, requires_grad=severed)
+            if severed:
+                tensor.severed = (
+                    f"this tensor was computed by the compiled function "
+                    f"{getattr(self._function, '__name__', '')!r}, whose graph is not kept; call "
+                    "backward() inside the compiled function"
+                )
+            tensors.append(tensor)
+        ready = iter(tensors)
+        filled = [next(ready) if leaf is VALUE else leaf for leaf in recording.returned]
+        return rebuild(recording.tree, filled)
+
+    def _warn(self) -> None:
+        name = getattr(self._function, "__name__", repr(self._function))
+        reason = self._last_change or "its arguments keep changing in shape, dtype or value"
+        warnings.warn(
+            f"{name} has been compiled {self.program_count} times: {reason}. Pass numbers that "
+            "change as tensors (palto.asarray) or keep them in a palto.Cell; keep shapes the same",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _as_array(leaf: Any) -> Array | None:
+    """The value of an argument that a program takes at run time; None for one it is built for."""
+    if isinstance(leaf, Cell):
+        return None
+    if isinstance(leaf, Tensor):
+        if leaf.requires_grad and is_grad_enabled() and leaf.severed is None:
+            raise TraceError(
+                f"an argument of shape {leaf.shape} requires a gradient, but the graph of a "
+                "compiled function ends with it; detach() the argument, or call backward() or "
+                "palto.grad inside the compiled function"
+            )
+        return leaf.array()
+    if isinstance(leaf, np.ndarray | np.generic):
+        array = np.asarray(leaf)
+        dtypes.as_dtype(array.dtype)
+        return array
+    return None
+
+
+def _static_key(leaf: Any) -> Any:
+    """What tells one argument that is not a tensor from another."""
+    if isinstance(leaf, bool | int | float | complex | str | bytes | type(None)):
+        return type(leaf), repr(leaf) if isinstance(leaf, float | complex) else leaf
+    return _Same(leaf)
+
+
+class _Same:
+    """An object as a key: equal to itself alone, and kept."""
+
+    __slots__ = ("_object",)
+
+    def __init__(self, value: Any) -> None:
+        self._object = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._object is self._object
+
+    def __hash__(self) -> int:
+        return id(self._object)
+
+
+@overload
+def compile(function: Callable[..., Any], /) -> CompiledFunction: ...
+@overload
+def compile(*, keep_grad: bool = False) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
+def compile(function: Callable[..., Any] | None = None, /, *, keep_grad: bool = False) -> Any:
+    """Make a program of a function, at its first call with arguments of some shape and dtype.
+
+    The program does whatever the function does with tensors: forward, ``loss.backward()``,
+    ``optimizer.step()``, augmentation, metrics, random numbers, running statistics. Parameters and
+    other cells are read and updated at every call; Python numbers, strings and flags that the
+    function reads are guarded, and when one changes a new program is made.
+
+    The function itself runs only while it is traced, so it must not look at a tensor's value
+    (``if``, ``float()``), change Python state, or print what it wants to see at every step.
+
+    Args:
+        function: a plain function, method or module. It is called with tensors, NumPy arrays
+            (which become tensors), nested tuples, lists, dicts and dataclasses of them, and other
+            values, which the program is built for.
+        keep_grad: leave gradients in ``.grad`` of the parameters after a call.
+
+    Returns:
+        A function of the same arguments. What it returns is not connected to backprop outside.
+
+    Raises:
+        TraceError: at the first call, when the function does what a program cannot repeat.
+    """
+    if function is None:
+        return functools.partial(CompiledFunction, keep_grad=keep_grad)
+    return CompiledFunction(function, keep_grad=keep_grad)

@@ -1,0 +1,79 @@
+"""Simplify: the same program with less in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from palto.tensor.graph import Graph, Operation, Trace, apply, scope, set_grad_enabled
+from palto.tensor.primitives import control, elementwise
+from palto.tensor.tensor import Tensor
+
+
+def simplify(graph: Graph, *, inline: bool) -> Graph:
+    """Without dead code, detours and repetition.
+
+    What is computed twice from the same tensors is computed once; random draws differ in their
+    state, so they are never the same.
+
+    Args:
+        graph: the graph.
+        inline: whether the bodies of composites are laid open, so that a gradient shares what it
+            would compute again. A checkpoint stays closed: to compute again is its purpose.
+    """
+    simplifier = _Simplifier(inline)
+    with simplifier.trace.active(), set_grad_enabled(False):
+        inputs = [simplifier.trace.placeholder(x.shape, x.dtype) for x in graph.inputs]
+        outputs = simplifier.copy(graph, inputs)
+    return Graph.reaching(inputs, outputs, simplifier.trace.tensors)
+
+
+class _Simplifier:
+    def __init__(self, inline: bool) -> None:
+        self.trace = Trace()
+        self._inline = inline
+        self._known: dict[Any, Sequence[Tensor]] = {}
+
+    def copy(self, graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Apply the graph's operations to other inputs, each kind of result once."""
+        mapped = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
+
+        def find(tensor: Tensor) -> Tensor:
+            return mapped[id(tensor)] if id(tensor) in mapped else self._constant(tensor)
+
+        for operation in graph.operations:
+            arguments = [find(x) for x in operation.inputs]
+            results = self._results(operation, arguments)
+            for old, new in zip(operation.outputs, results, strict=True):
+                mapped[id(old)] = new
+        return [find(x) for x in graph.outputs]
+
+    def _results(self, operation: Operation, arguments: list[Tensor]) -> Sequence[Tensor]:
+        primitive, params = operation.primitive, operation.params
+        if primitive is elementwise.detach:
+            return arguments
+        if primitive is control.composite and self._inline and not params["recompute"]:
+            return self.copy(params["body"], arguments)
+        key = (primitive, _frozen(params), tuple(id(x) for x in arguments))
+        if key not in self._known:
+            with scope(operation.scope):
+                result = apply(primitive, *arguments, **params)
+            self._known[key] = (result,) if isinstance(result, Tensor) else result
+        return self._known[key]
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """One tensor for all equal numbers."""
+        if tensor.ndim:
+            return tensor
+        key = (tensor.dtype, tensor.array().tobytes())
+        return self._known.setdefault(key, (tensor,))[0]
+
+
+def _frozen(params: dict[str, Any]) -> Any:
+    items = tuple(sorted(params.items(), key=lambda item: item[0]))
+    try:
+        hash(items)
+    except TypeError:
+        return object()  # equal to nothing else
+    return tuple((name, type(value), repr(value) if isinstance(value, float) else value)
+                 for name, value in items)  # fmt: skip
