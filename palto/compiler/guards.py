@@ -131,15 +131,15 @@ class Guards:
             return
         if depth > _DEEPEST or not self._first_visit(function) or _is_library(function):
             return
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
-            self._read(name, functools.partial(_cell_contents, cell), depth)
+        attributes = _attributes_used(function.__code__)
+        closure = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, closure, strict=True):
+            self._read(name, functools.partial(_cell_contents, cell), depth, attributes)
         namespace = function.__globals__
-        for name, attributes in _globals_used(function.__code__).items():
+        for name in _globals_used(function.__code__):
             if name in namespace:
                 read = functools.partial(namespace.get, name, _MISSING)
-                self._read(name, read, depth, attributes=attributes)
+                self._read(name, read, depth, attributes)
         for index, _ in enumerate(function.__defaults__ or ()):
             self._read(
                 f"{path} default {index}", functools.partial(_default, function, index), depth
@@ -155,10 +155,7 @@ class Guards:
         depth: int,
         attributes: frozenset[str] = frozenset(),
     ) -> None:
-        value = read()
-        if _is_library(value):
-            return
-        self._fact(path, read, watched=False)
+        value = self._fact(path, read, watched=False)
         self._value(path, value, depth + 1, watched=False, attributes=attributes)
 
     def _value(
@@ -178,7 +175,7 @@ class Guards:
         if isinstance(value, types.ModuleType):
             for name in sorted(attributes & set(vars(value))):
                 read = functools.partial(vars(value).get, name, _MISSING)
-                self._read(f"{path}.{name}", read, depth)
+                self._read(f"{path}.{name}", read, depth, attributes)
             return
         if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
             self._function(path, value, depth)
@@ -260,17 +257,24 @@ def _plain_names(kind: type) -> list[str]:
     ]
 
 
-def _globals_used(code: types.CodeType) -> dict[str, frozenset[str]]:
-    """The globals named in code (and in functions inside it), and all attributes named there."""
-    names: set[str] = set()
-    attributes: set[str] = set()
-    for part in _codes(code):
-        for instruction in dis.get_instructions(part):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                names.add(instruction.argval)
-            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                attributes.add(instruction.argval)
-    return {name: frozenset(attributes) for name in sorted(names)}
+def _globals_used(code: types.CodeType) -> list[str]:
+    return _names(code, "LOAD_GLOBAL", "LOAD_NAME")
+
+
+def _attributes_used(code: types.CodeType) -> frozenset[str]:
+    return frozenset(_names(code, "LOAD_ATTR", "LOAD_METHOD"))
+
+
+def _names(code: types.CodeType, *operations: str) -> list[str]:
+    """What code, and functions inside it, name in some instructions."""
+    return sorted(
+        {
+            instruction.argval
+            for part in _codes(code)
+            for instruction in dis.get_instructions(part)
+            if instruction.opname in operations
+        }
+    )
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from palto.tensor import dtypes
 from palto.tensor.dtypes import DType
+from palto.tensor.tree import flatten, rebuild
 
 if TYPE_CHECKING:
     from palto.tensor.graph import Operation, Trace
@@ -165,6 +166,15 @@ class Tensor:
         if copy is False:
             raise ValueError("a Tensor hands NumPy a copy; ask without copy=False")
         return np.array(self.array(), dtype=dtype)
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """NumPy's functions see the tensor's value and give NumPy arrays."""
+        leaves, tree = flatten((args, kwargs))
+        values = [leaf.array() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = rebuild(tree, values)
+        return function(*args, **kwargs)
 
     def __bool__(self) -> bool:
         if self.size != 1:
@@ -578,7 +588,8 @@ class Cell(Tensor):
         slots = {name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())}
         for name in slots - {"_leaf", "_value", "_grad", "__weakref__"}:
             setattr(copy, name, getattr(self, name))
-        copy.__dict__.update(getattr(self, "__dict__", {}))
+        if hasattr(self, "__dict__"):
+            vars(copy).update(vars(self))
         copy.cell, copy._grad, copy.grad_is_pending = copy, None, False
         copy._bind(self._leaf.array())
         return copy

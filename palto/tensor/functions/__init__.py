@@ -104,8 +104,10 @@ from palto.tensor.functions.indexing import (
     getitem,
     nonzero,
     scatter_add,
+    scatter_add_at,
     take,
     take_along_axis,
+    take_at,
 )  # fmt: skip
 from palto.tensor.functions.linalg import (
     einsum,

@@ -1,0 +1,617 @@
+"""Compile-time footguns: what goes silently wrong with tracing compilers.
+
+Each is either right (the compiled function does what the plain one does) or refused with an error
+that says what to do. A third part, "silently wrong", stays empty.
+"""
+
+import copy
+import dataclasses
+import itertools
+import queue
+import random
+import threading
+import types
+
+import numpy as np
+import pytest
+
+import palto
+from palto import TraceError
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def refused(function, *args, match):
+    with pytest.raises(TraceError, match=match):
+        palto.compile(function)(*args)
+
+
+def same(function, *calls):
+    """The compiled function gives what the plain one gives, call after call."""
+    compiled = palto.compile(function)
+    for args in calls:
+        expected = function(*[palto.asarray(a) if isinstance(a, np.ndarray) else a for a in args])
+        np.testing.assert_array_equal(np.asarray(compiled(*args)), np.asarray(expected))
+    return compiled
+
+
+class TestRight:
+    """Would be silently wrong with a naive tracer; is right here."""
+
+    def test_output_kept_over_the_next_call(self):
+        double = palto.compile(lambda x: x * 2)
+        first = double(X)
+        second = double(X + 1)
+        np.testing.assert_array_equal(first, X * 2)
+        np.testing.assert_array_equal(second, (X + 1) * 2)
+
+    def test_output_that_is_an_input(self):
+        identity = palto.compile(lambda x: (x, x.T, x[0]))
+        data = X.copy()
+        outputs = identity(data)
+        data[:] = -1
+        np.testing.assert_array_equal(outputs[0], X)
+        np.testing.assert_array_equal(outputs[1], X.T)
+        np.testing.assert_array_equal(outputs[2], X[0])
+
+    def test_cell_assigned_an_input(self):
+        cell = palto.Cell(np.zeros((2, 3), np.float32))
+        data = X.copy()
+        palto.compile(cell.assign)(data)
+        data[:] = -1
+        np.testing.assert_array_equal(cell, X)
+
+    def test_output_that_is_a_cell_keeps_its_value(self):
+        cell = palto.Cell(0.0)
+
+        @palto.compile
+        def advance():
+            before = cell + 0
+            cell.assign(cell + 1)
+            return before, cell.read()
+
+        before, after = advance()
+        advance()
+        assert (float(before), float(after), float(cell)) == (0, 1, 2)
+
+    def test_cells_swapped(self):
+        a, b = palto.Cell(1.0), palto.Cell(2.0)
+
+        def swap():
+            old = a.read()
+            a.assign(b)
+            b.assign(old)
+
+        palto.compile(swap)()
+        assert (float(a), float(b)) == (2, 1)
+
+    def test_read_after_write_sees_the_write(self):
+        cell = palto.Cell(1.0)
+
+        @palto.compile
+        def step():
+            cell.assign(cell * 3)
+            return cell + 1
+
+        assert [float(step()) for _ in range(3)] == [4, 10, 28]
+
+    def test_same_cell_under_two_names(self):
+        cell = palto.Cell(1.0)
+        tied = {"first": cell, "second": cell}
+
+        @palto.compile
+        def step():
+            tied["first"].assign(tied["first"] + 1)
+            return tied["second"] * 10
+
+        assert float(step()) == 20
+
+    def test_several_programs_share_a_cell(self):
+        cell = palto.Cell(0.0)
+        up = palto.compile(lambda: cell.assign(cell + 1))
+        down = palto.compile(lambda: cell.assign(cell - 10))
+        up(), down(), up()
+        assert float(cell) == -8
+        cell.assign(100.0)
+        up()
+        assert float(cell) == 101
+
+    def test_number_from_a_closure(self):
+        scale = 2.0
+
+        def scaled(x):
+            return x * scale
+
+        compiled = same(scaled, (X,))
+        scale = 5.0
+        np.testing.assert_array_equal(compiled(X), X * 5)
+        scale = 2.0
+        np.testing.assert_array_equal(compiled(X), X * 2)
+        assert compiled.program_count == 2  # the first program is found again
+
+    def test_number_from_a_global(self, monkeypatch):
+        compiled = palto.compile(uses_a_global)
+        np.testing.assert_array_equal(compiled(X), X * 3)
+        monkeypatch.setitem(globals(), "FACTOR", 4)
+        np.testing.assert_array_equal(compiled(X), X * 4)
+
+    def test_number_from_a_global_of_a_function_called(self, monkeypatch):
+        compiled = palto.compile(lambda x: uses_a_global(x) + 1)
+        np.testing.assert_array_equal(compiled(X), X * 3 + 1)
+        monkeypatch.setitem(globals(), "FACTOR", 4)
+        np.testing.assert_array_equal(compiled(X), X * 4 + 1)
+
+    def test_function_replaced(self):
+        activation = palto.tanh
+
+        def layer(x):
+            return activation(x)
+
+        compiled = same(layer, (X,))
+        activation = palto.exp
+        np.testing.assert_array_equal(compiled(X), np.exp(X))
+
+    def test_attribute_of_an_object(self):
+        config = types.SimpleNamespace(scale=2.0, inner=types.SimpleNamespace(shift=1))
+
+        def layer(x):
+            return x * config.scale + config.inner.shift
+
+        compiled = same(layer, (X,))
+        config.inner.shift = 7
+        np.testing.assert_array_equal(compiled(X), X * 2 + 7)
+
+    def test_attribute_of_a_class(self):
+        class Config:
+            scale = 2.0
+
+        compiled = same(lambda x: x * Config.scale, (X,))
+        Config.scale = 3.0
+        np.testing.assert_array_equal(compiled(X), X * 3)
+
+    def test_attribute_of_a_python_module(self):
+        settings = types.ModuleType("settings")
+        settings.scale = 2.0
+
+        def layer(x):
+            return x * settings.scale
+
+        compiled = palto.compile(layer)
+        np.testing.assert_array_equal(compiled(X), X * 2)
+        settings.scale = 3.0
+        np.testing.assert_array_equal(compiled(X), X * 3)
+
+    def test_list_and_dict_from_outside(self):
+        scales, named = [1.0, 2.0], {"a": 3.0}
+
+        def layer(x):
+            for scale in scales:
+                x = x * scale
+            return x * named["a"]
+
+        compiled = same(layer, (X,))
+        scales.append(5.0)
+        np.testing.assert_array_equal(compiled(X), X * 30)
+        named["a"] = 1.0
+        np.testing.assert_array_equal(compiled(X), X * 10)
+        scales[1] = 1.0
+        np.testing.assert_array_equal(compiled(X), X * 5)
+
+    def test_default_argument_replaced(self):
+        def layer(x, scale=2.0):
+            return x * scale
+
+        compiled = same(layer, (X,))
+        layer.__defaults__ = (3.0,)
+        np.testing.assert_array_equal(compiled(X), X * 3)
+
+    def test_numpy_array_from_outside_written_to(self):
+        weights = np.ones(3, np.float32)
+
+        def layer(x):
+            return x * weights
+
+        compiled = same(layer, (X,))
+        weights[:] = 5
+        np.testing.assert_array_equal(compiled(X), X * 5)
+
+    def test_base_of_a_numpy_view_written_to(self):
+        table = np.ones((4, 3), np.float32)
+        holder = [table]
+
+        def layer(x):
+            return x * holder[0][1:3]
+
+        compiled = same(layer, (X,))
+        table[1] = 5
+        np.testing.assert_array_equal(compiled(X), X * table[1:3])
+
+    def test_tensor_from_outside_replaced(self):
+        mask = palto.asarray([1.0, 0.0, 1.0])
+
+        def layer(x):
+            return x * mask
+
+        compiled = same(layer, (X,))
+        mask = palto.asarray([0.0, 1.0, 0.0])
+        np.testing.assert_array_equal(compiled(X), X * [0, 1, 0])
+
+    def test_bound_method_of_two_objects(self):
+        class Scaler:
+            def __init__(self, scale):
+                self.scale = scale
+
+            @palto.compile
+            def apply(self, x):
+                return x * self.scale
+
+        two, three = Scaler(2.0), Scaler(3.0)
+        np.testing.assert_array_equal(two.apply(X), X * 2)
+        np.testing.assert_array_equal(three.apply(X), X * 3)
+        two.scale = 7.0
+        np.testing.assert_array_equal(two.apply(X), X * 7)
+
+    def test_python_number_as_argument(self):
+        same(lambda x, k: x * k, (X, 2), (X, 3), (X, 2.0))
+
+    def test_keyword_order(self):
+        compiled = palto.compile(lambda *, a, b: a - b)
+        assert float(compiled(a=np.float32(3), b=np.float32(1))) == 2
+        assert float(compiled(b=np.float32(1), a=np.float32(3))) == 2
+
+    def test_shapes_and_dtypes(self):
+        compiled = same(
+            lambda x: x + x,
+            (X,), (X[:1],), (X.astype(np.float64),), (X.astype(np.int64),), (X[:0],), (X[0, 0],),
+        )  # fmt: skip
+        assert compiled.program_count == 6
+
+    def test_argument_that_is_not_contiguous(self):
+        same(lambda x: x * 2, (X.T,), (X[:, ::-1],), (np.broadcast_to(X[0], (3, 3)),))
+
+    def test_nested_arguments_and_results(self):
+        @dataclasses.dataclass
+        class Batch:
+            images: object
+            labels: object
+
+        @palto.compile
+        def step(batch, extra):
+            return {"sum": batch.images + extra["x"], "batch": Batch(batch.labels, None)}
+
+        result = step(Batch(X, np.arange(2)), {"x": X})
+        np.testing.assert_array_equal(result["sum"], X * 2)
+        np.testing.assert_array_equal(result["batch"].images, [0, 1])
+
+    def test_random_numbers_continue(self):
+        palto.manual_seed(3)
+        expected = [palto.random.uniform((4,)).numpy() for _ in range(6)]
+        palto.manual_seed(3)
+        draw = palto.compile(lambda: (palto.random.uniform((4,)), palto.random.uniform((4,))))
+        drawn = [part.numpy() for _ in range(2) for part in draw()]
+        drawn += [palto.random.uniform((4,)).numpy(), palto.random.uniform((4,)).numpy()]
+        np.testing.assert_array_equal(drawn, expected)
+
+    def test_two_equal_draws_are_not_merged(self):
+        a, b = palto.compile(lambda: (palto.random.uniform((9,)), palto.random.uniform((9,))))()
+        assert not np.array_equal(a, b)
+
+    def test_dead_assignments_and_dead_code(self):
+        cell = palto.Cell(1.0)
+
+        @palto.compile
+        def step(x):
+            palto.exp(x)  # not used
+            cell.assign(cell + 5)
+            cell.assign(cell * 2)
+
+        assert step(X) is None
+        assert float(cell) == 12
+
+    def test_nan_is_not_simplified_away(self):
+        x = np.array([np.nan, np.inf, 0], np.float32)
+        same(lambda x: x - x, (x,))
+        same(lambda x: x * 0, (x,))
+        same(lambda x: x != x, (x,))
+
+    def test_compiled_inside_compiled(self):
+        inner = palto.compile(lambda x: x * 2)
+        same(lambda x: inner(x) + 1, (X,))
+
+    def test_compiled_inside_grad_inside_compiled(self):
+        inner = palto.compile(lambda x: (x * x).sum())
+        gradient = palto.compile(lambda x: palto.grad(inner)(x))
+        np.testing.assert_array_equal(gradient(X), 2 * X)
+
+    def test_no_grad_around_the_call(self):
+        p = palto.Cell(X, requires_grad=True)
+        compiled = palto.compile(lambda: p * 2)
+        assert compiled().requires_grad
+        with palto.no_grad():
+            assert not compiled().requires_grad
+        assert compiled().requires_grad
+
+    def test_frozen_parameter(self):
+        p, q = palto.Cell(1.0, requires_grad=True), palto.Cell(1.0, requires_grad=True)
+
+        @palto.compile(keep_grad=True)
+        def step():
+            (p * 2 + q * 3).backward()
+
+        step()
+        assert float(p.grad) == 2 and float(q.grad) == 3
+        for cell in (p, q):
+            cell.set_grad(None, pending=False)
+        p.requires_grad_(False)
+        step()
+        assert p.grad is None and float(q.grad) == 3
+
+    def test_grad_only_when_asked_for(self):
+        p = palto.Cell(1.0, requires_grad=True)
+        (p * 5).backward()
+        palto.compile(lambda: (p * 2).backward())()
+        assert p.grad is None
+
+    def test_failed_trace_leaves_everything(self):
+        cell = palto.Cell(1.0)
+
+        def step(x):
+            cell.assign(cell + 1)
+            return x @ x  # shapes do not fit
+
+        with pytest.raises(ValueError, match=r"\(2, 3\)"):
+            palto.compile(step)(X)
+        assert float(cell) == 1
+        assert palto.tensor.graph.current_trace() is None
+        cell.assign(5.0)
+        assert float(cell) == 5
+
+    def test_failed_run_leaves_every_cell(self):
+        count, total = palto.Cell(0.0), palto.Cell(0.0)
+
+        @palto.compile
+        def step(x, index):
+            count.assign(count + 1)
+            total.assign(total + palto.take(x, index).sum())
+
+        step(X, np.array([0]))
+        with pytest.raises(IndexError, match="index 7 is out of range"):
+            step(X, np.array([7]))
+        assert float(count) == 1
+        assert float(total) == X[0].sum()
+
+    def test_deep_copy_of_cells_is_independent(self):
+        cell = palto.Cell(1.0)
+        twin = copy.deepcopy(cell)
+        palto.compile(lambda: cell.assign(cell + 1))()
+        assert (float(cell), float(twin)) == (2, 1)
+
+    def test_two_threads(self):
+        cell = palto.Cell(0.0)
+        step = palto.compile(lambda: cell.assign(cell + 1))
+        threads = [
+            threading.Thread(target=lambda: [step() for _ in range(50)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert float(cell) == 200
+
+    def test_trace_in_one_thread_only(self):
+        inside, outside = queue.SimpleQueue(), queue.SimpleQueue()
+
+        def slow(x):
+            inside.put(None)
+            outside.get(timeout=10)
+            return x * 2
+
+        thread = threading.Thread(target=lambda: palto.compile(slow)(X))
+        thread.start()
+        inside.get(timeout=10)
+        assert float(palto.asarray(X).sum()) == 15.0  # eager work goes on beside the trace
+        for _ in range(2):
+            outside.put(None)
+        thread.join()
+
+
+FACTOR = 3
+
+
+def uses_a_global(x):
+    return x * FACTOR
+
+
+class TestRefused:
+    """Cannot be right in a program; says so."""
+
+    def test_branch_on_a_value(self):
+        refused(lambda x: x if x.sum() > 0 else -x, X, match=r"palto\.where")
+
+    def test_while_on_a_value(self):
+        def halve(x):
+            while x.max() > 1:
+                x = x / 2
+            return x
+
+        refused(halve, X, match="compiled function asked for the value")
+
+    @pytest.mark.parametrize(
+        "look",
+        [float, int, bool, lambda x: f"{x:.3f}", np.asarray, lambda x: x.item(), np.sum,
+         lambda x: x.numpy(), lambda x: x.tolist(), lambda x: range(x), lambda x: [1, 2][x],
+         lambda x: max(x, x + 1), lambda x: 3 in x],
+        ids=["float", "int", "bool", "format", "asarray", "item", "np.sum", "numpy", "tolist",
+             "range", "index", "max", "in"],
+    )  # fmt: skip
+    def test_looking_at_a_value(self, look):
+        def function(x):
+            look(x)
+            return x
+
+        with pytest.raises((TraceError, TypeError), match="value|compiled"):
+            palto.compile(function)(np.int64(1))
+
+    def test_assert_on_a_value(self):
+        def function(x):
+            assert (x > 0).all()
+            return x
+
+        refused(function, X + 1, match="value")
+
+    def test_cell_value(self):
+        cell = palto.Cell(1.0)
+        refused(lambda x: x * float(cell), X, match="value")
+
+    def test_mask_index(self):
+        refused(lambda x: x[x > 1], X, match=r"palto\.where|top_k")
+
+    def test_nonzero(self):
+        refused(lambda x: palto.nonzero(x), X, match="where")
+
+    def test_slice_bound(self):
+        refused(lambda x, n: x[:n], X, np.int64(1), match="dynamic_slice")
+
+    def test_shape_from_a_value(self):
+        refused(lambda x, n: palto.zeros((n, 2)) + x[0, 0], X, np.int64(1), match="shape")
+
+    def test_leaked_tensor(self):
+        leaked = {}
+
+        def function(x):
+            leaked["x"] = x
+            return x
+
+        refused(function, X, match="changes Python state")
+        with pytest.raises(TraceError, match="left a function while it was compiled"):
+            leaked["x"] + 1
+        with pytest.raises(TraceError, match="left a function"):
+            float(leaked["x"].sum() if leaked["x"].ndim == 0 else leaked["x"][0, 0])
+
+    def test_appending_to_a_list(self):
+        losses = []
+        refused(lambda x: losses.append(x.sum()), X, match=r"len\(losses\)")
+
+    def test_counter(self):
+        state = types.SimpleNamespace(count=0)
+
+        def function(x):
+            state.count += 1
+            return x
+
+        refused(function, X, match=r"state\.count was 0 and became 1.*Cell")
+
+    def test_python_random(self):
+        refused(lambda x: x * random.random(), X, match="traced twice")
+
+    def test_numpy_random(self):
+        refused(lambda x: x * float(np.random.uniform()), X, match="traced twice")
+        refused(lambda x: x + np.random.uniform(size=3).astype(np.float32), X, match="twice")
+
+    def test_python_random_branch(self):
+        random.seed(1)  # whose first two flips differ
+        refused(lambda x: x * 2 if random.random() < 0.5 else x + 1, X, match="twice")
+
+    def test_iterator(self):
+        numbers = itertools.count()
+        refused(lambda x: x * next(numbers), X, match="traced twice")
+
+    def test_numbers_returned_that_change(self):
+        numbers = itertools.count()
+        refused(lambda x: (x, next(numbers)), X, match="it returned")
+
+    def test_changed_argument(self):
+        def function(x, log):
+            log["x"] = x
+            return x
+
+        refused(function, X, {}, match="changes a list, dict or object that it was given")
+
+    def test_large_numpy_array_from_outside(self):
+        table = np.zeros((1000, 1000), np.float32)
+        refused(lambda x: table[:2, :3] + x, X, match=r"palto\.asarray")
+
+    def test_cell_made_inside(self):
+        refused(lambda x: palto.Cell(x) + 1, X, match="inside a compiled function")
+        refused(lambda x: palto.Cell(0.0) + x, X, match="inside a compiled function")
+
+    def test_argument_that_requires_a_gradient(self):
+        x = palto.asarray(X, requires_grad=True)
+        refused(lambda x: x * 2, x, match="detach")
+
+    def test_tensor_from_outside_that_requires_a_gradient(self):
+        w = palto.asarray(X, requires_grad=True)
+        refused(lambda x: x * w, X, match="Parameter")
+
+    def test_backward_through_a_compiled_function(self):
+        p = palto.Cell(X, requires_grad=True)
+        forward = palto.compile(lambda: (p * 2).sum())
+        with pytest.raises(palto.BackwardError, match="inside the compiled function"):
+            forward().backward()
+        with pytest.raises(palto.BackwardError, match="inside the compiled function"):
+            (forward() + p.sum()).backward()  # half a gradient would be silent
+
+    def test_backward_twice(self):
+        p = palto.Cell(X, requires_grad=True)
+
+        def step():
+            loss = (p * p).sum()
+            loss.backward()
+            loss.backward()
+
+        with pytest.raises(palto.BackwardError, match="retain_graph"):
+            palto.compile(step)()
+
+    def test_accumulating_on_a_gradient_from_outside(self):
+        p = palto.Cell(1.0, requires_grad=True)
+        (p * 2).backward()
+        with pytest.raises(palto.BackwardError, match="outside"):
+            palto.compile(lambda: (p * 2).backward(accumulate=True))()
+
+    def test_setting_items(self):
+        def function(x):
+            x[0] = 1
+            return x
+
+        with pytest.raises(TypeError, match=r"\.at\[index\]"):
+            palto.compile(function)(X)
+
+    def test_returning_an_object(self):
+        refused(lambda x: types.SimpleNamespace(x=x), X, match="returns tensors")
+        refused(lambda x: np.zeros(3), X, match="returns tensors")
+
+    def test_generators_and_coroutines(self):
+        def generator(x):
+            yield x
+
+        async def coroutine(x):
+            return x
+
+        for function in (generator, coroutine):
+            with pytest.raises(TypeError, match="plain functions"):
+                palto.compile(function)
+
+    def test_random_numbers_in_a_scan(self):
+        def function(x):
+            return palto.scan(lambda s, e: (s + palto.random.uniform(()), s), x, None, length=3)
+
+        with pytest.raises(ValueError, match="before the scan"):
+            palto.compile(function)(np.float32(0))
+
+    def test_numbers_that_change_at_every_call(self):
+        compiled = palto.compile(lambda x, lr: x * lr)
+        with pytest.warns(RuntimeWarning, match=r"Cell"):
+            for i in range(9):
+                compiled(X, 0.1 * i)
+
+    def test_the_warning_names_what_changes(self):
+        state = types.SimpleNamespace(rate=0.0)
+        compiled = palto.compile(lambda x: x * state.rate)
+        with pytest.warns(RuntimeWarning, match=r"state\.rate was"):
+            for i in range(9):
+                state.rate = 0.1 * i
+                compiled(X)
+
+
+class TestSilentlyWrong:
+    """Known to differ from the plain function without a word: nothing."""
