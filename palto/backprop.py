@@ -143,7 +143,11 @@ def gradients(
 
 
 def _is_leaf(tensor: Tensor) -> bool:
-    return tensor.requires_grad and (tensor.cell is not None or tensor.operation is None)
+    if not tensor.requires_grad:
+        return False
+    operation = tensor.operation
+    # In a trace even a detached tensor, made to require a gradient, comes from an operation.
+    return tensor.cell is not None or operation is None or operation.primitive.gradient is None
 
 
 def _walk(

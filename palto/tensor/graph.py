@@ -6,6 +6,7 @@ Operation without computing. Backprop reads the operations; executors run a Grap
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import weakref
@@ -106,7 +107,18 @@ class Operation:
         return f"{self.primitive.name}({shapes})"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where the values of a graph lie while NumPy runs it: inputs, constants, then results."""
+
+    constants: list[Array]
+    #: Operation, its outputs' specs, its inputs' places, its outputs' first place, places now dead.
+    steps: list[tuple[Operation, list[Spec], list[int], int, list[int]]]
+    outputs: list[int]
+    length: int
+
+
+@dataclass(eq=False)
 class Graph:
     """Operations in an order in which they can run, from inputs to outputs.
 
@@ -137,28 +149,46 @@ class Graph:
 
     def evaluate(self, *arrays: Array) -> tuple[Array, ...]:
         """Run the graph with NumPy. An operation's mistake is reported with its layer."""
-        values = {id(tensor): array for tensor, array in zip(self.inputs, arrays, strict=True)}
-        last_use = self._last_uses()
-        for position, operation in enumerate(self.operations):
-            inputs = [values[id(x)] if id(x) in values else x.array() for x in operation.inputs]
-            for output, value in zip(operation.outputs, _run(operation, inputs), strict=True):
-                values[id(output)] = value
-            for dead in last_use.get(position, ()):
-                values.pop(dead, None)
-        return tuple(values[id(x)] if id(x) in values else x.array() for x in self.outputs)
+        values: list[Any] = [*arrays, *self._plan.constants]
+        values += [None] * (self._plan.length - len(values))
+        for operation, specs, inputs, first, dead in self._plan.steps:
+            try:
+                results = run(
+                    operation.primitive, [values[i] for i in inputs], operation.params, specs
+                )
+            except Exception as error:
+                if operation.scope:
+                    error.add_note(f"in layer {'.'.join(operation.scope)}")
+                raise
+            values[first : first + len(results)] = results
+            for place in dead:
+                values[place] = None
+        return tuple([values[place] for place in self._plan.outputs])
 
-    def _last_uses(self) -> dict[int, list[int]]:
-        last = {
-            id(tensor): position
-            for position, operation in enumerate(self.operations)
-            for tensor in operation.inputs
-        }
-        kept = {id(output) for output in self.outputs}
-        uses: dict[int, list[int]] = {}
-        for tensor, position in last.items():
-            if tensor not in kept:
-                uses.setdefault(position, []).append(tensor)
-        return uses
+    @functools.cached_property
+    def _plan(self) -> _Plan:
+        places = {id(tensor): place for place, tensor in enumerate(self.inputs)}
+        constants: list[Array] = []
+        for tensor in (*(x for o in self.operations for x in o.inputs), *self.outputs):
+            if tensor._value is not None and id(tensor) not in places:
+                places[id(tensor)] = len(self.inputs) + len(constants)
+                constants.append(tensor.array())
+        length = len(self.inputs) + len(constants)
+        steps = []
+        last: dict[int, int] = {}
+        for position, operation in enumerate(self.operations):
+            outputs = operation.outputs
+            inputs = [places[id(x)] for x in operation.inputs]
+            places.update({id(x): length + i for i, x in enumerate(outputs)})
+            last.update(dict.fromkeys(inputs, position))
+            specs = [Spec(x.shape, x.dtype) for x in outputs]
+            steps.append((operation, specs, inputs, length, []))
+            length += len(outputs)
+        kept = [places[id(x)] for x in self.outputs]
+        for place, position in last.items():
+            if place not in kept:
+                steps[position][-1].append(place)
+        return _Plan(constants, steps, kept, length)
 
     def replay(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Apply the graph's operations anew to other inputs."""
@@ -452,16 +482,6 @@ def run(
                 f"{spec.dtype.name}{spec.shape}, NumPy gave {array.dtype.name}{array.shape}"
             )
     return arrays
-
-
-def _run(operation: Operation, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    specs = [Spec(x.shape, x.dtype) for x in operation.outputs]
-    try:
-        return run(operation.primitive, inputs, operation.params, specs)
-    except Exception as error:
-        if operation.scope:
-            error.add_note(f"in layer {'.'.join(operation.scope)}")
-        raise
 
 
 def check(condition: Tensor, message: str) -> None:

@@ -449,7 +449,7 @@ class TestRefused:
             look(x)
             return x
 
-        with pytest.raises((TraceError, TypeError), match="value|compiled"):
+        with pytest.raises((TraceError, TypeError), match=r"value|compiled"):
             palto.compile(function)(np.int64(1))
 
     def test_assert_on_a_value(self):
