@@ -21,7 +21,7 @@ import numpy as np
 
 from palto.compiler.trace import LARGEST_CONSTANT
 from palto.tensor import graph
-from palto.tensor.graph import Watched
+from palto.tensor.graph import Array, Watched
 from palto.tensor.tensor import Cell, Tensor, TraceError
 
 _DEEPEST = 8
@@ -50,7 +50,8 @@ class Fact:
         if not self.by_value or type(now) is not type(self.expected):
             return False
         if isinstance(now, np.ndarray):
-            return now.shape == self.expected.shape and now.tobytes() == self.expected.tobytes()
+            expected: Array = self.expected
+            return now.shape == expected.shape and now.tobytes() == expected.tobytes()
         return bool(now == self.expected) or bool(now != now and self.expected != self.expected)
 
 

@@ -63,8 +63,16 @@ class Group(Watched):
             setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        known = ", ".join(["lr", *(key for key in vars(self) if not key.startswith("_"))])
+        known = ", ".join(["lr", *self.options()])
         raise AttributeError(f"this group of parameters has no {name!r}; it has {known}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _set_attribute(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        """The options but for the learning rate."""
+        parts = ("prefix", "slots")
+        return {k: v for k, v in vars(self).items() if k not in parts and not k.startswith("_")}
 
     @property
     def lr(self) -> Any:
@@ -90,7 +98,8 @@ class Group(Watched):
             return
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise ValueError(f"a learning rate is a finite number from 0 up, got {value}")
-        rate = F.asarray(value, dtype=dtypes.float64 if np.ndim(value) == 0 else None)
+        axes = value.ndim if isinstance(value, Tensor) else np.ndim(value)
+        rate = F.asarray(value, dtype=None if axes else dtypes.float64)
         for slot in self.slots if rate.ndim else ():
             self._fits(rate, slot)
         if self._rate is not None and self._rate.shape == rate.shape:
@@ -189,8 +198,8 @@ class Optimizer(Watched):
                 first = seen.setdefault(id(slot.parameter), slot)
                 if first is not slot:
                     raise ValueError(
-                        f"{type(self).__name__} was given {slot.label} twice, as {first.name} and "
-                        f"{slot.name}; each parameter belongs to one group, once"
+                        f"{type(self).__name__} was given one parameter twice, as {first.name!r} "
+                        f"and {slot.name!r}; each belongs to one group, once"
                     )
 
     def _with_state(self, slot: Slot, names: tuple[str, ...]) -> Slot:
@@ -204,6 +213,9 @@ class Optimizer(Watched):
         if self.average_growth is not None:
             average = Cell(parameter, name=f"{prefix}.average")
         return slot._replace(moments=moments, average=average)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _set_attribute(self, name, value)
 
     # What a subclass says
 
@@ -384,13 +396,18 @@ class Optimizer(Watched):
         lines = []
         for group in self.groups:
             shown = {"lr": _number(group._rate) if group._rate is not None else group._schedule}
-            shown |= {k: v for k, v in vars(group).items() if k[0] != "_" and k not in _PARTS}
-            options = ", ".join(f"{name}={value}" for name, value in shown.items())
+            options = ", ".join(
+                f"{name}={value}" for name, value in (shown | group.options()).items()
+            )
             lines.append(f"{len(group.slots)} parameters, {options}")
         return f"{type(self).__name__}({'; '.join(lines)})"
 
 
-_PARTS = ("prefix", "slots")
+def _set_attribute(target: Any, name: str, value: Any) -> None:
+    if name == "lr":  # writes a cell; where it does more, it says so
+        object.__setattr__(target, name, value)
+    else:
+        Watched.__setattr__(target, name, value)
 
 
 def _number(rate: Cell) -> Any:

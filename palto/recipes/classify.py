@@ -145,7 +145,9 @@ def suggest(args: argparse.Namespace) -> None:
     console.print("\nTry next:")
     if args.model == "fully_connected":
         console.print('  make run ARGS="--model lenet"              a convolutional network')
-    console.print(f'  make run ARGS="--model {args.model} --epochs {args.epochs * 3}"   train longer')
+    console.print(
+        f'  make run ARGS="--model {args.model} --epochs {args.epochs * 3}"   train longer'
+    )
     console.print('  make run ARGS="--help"                     all choices')
 
 

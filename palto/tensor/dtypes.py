@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 DType = np.dtype[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _PythonBool = bool  # the name below is the array API's
 bool = np.dtype("bool")
@@ -40,7 +41,7 @@ REAL = INTEGER + FLOATING
 DIFFERENTIABLE = FLOATING + COMPLEX
 ORDERED = (bool, *REAL)
 
-_SIGNED_OF_WIDTH = {8: int8, 32: int32, 64: int64}
+_SIGNED_OF_WIDTH: dict[int, DType] = {8: int8, 32: int32, 64: int64}
 
 
 def as_dtype(dtype: Any) -> DType:
@@ -49,9 +50,12 @@ def as_dtype(dtype: Any) -> DType:
     Raises:
         TypeError: the format is not one that Palto holds.
     """
-    python = {float: float32, int: int64, _PythonBool: bool, complex: complex64}
+    python: dict[Any, DType] = {
+        float: float32, int: int64, _PythonBool: bool, complex: complex64,
+    }  # fmt: skip
     if isinstance(dtype, type) and dtype in python:
         return python[dtype]
+    found: DType | None
     try:
         found = np.dtype(bfloat16 if dtype == "bfloat16" else dtype)
     except TypeError:

@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from palto.tensor.dtypes import DIFFERENTIABLE, DType
+from palto.tensor.dtypes import DIFFERENTIABLE, Array, DType
 from palto.tensor.tensor import Cell, Shape, Tensor, TraceError
 
-Array = npt.NDArray[Any]
 Gradients = Sequence[Tensor | None]
 
 
@@ -174,7 +172,7 @@ class Graph:
                 places[id(tensor)] = len(self.inputs) + len(constants)
                 constants.append(tensor.array())
         length = len(self.inputs) + len(constants)
-        steps = []
+        steps: list[tuple[Operation, list[Spec], list[int], int, list[int]]] = []
         last: dict[int, int] = {}
         for position, operation in enumerate(self.operations):
             outputs = operation.outputs

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from palto.tensor.dtypes import Array
 
 # Rational approximations of FreeBSD's s_erf.c (Sun Microsystems, 1993), under 1 ulp in float64,
 # as coefficients from the highest power down, for numpy.polyval.

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from palto.tensor import dtypes
-from palto.tensor.dtypes import DType
+from palto.tensor.dtypes import Array, DType
 from palto.tensor.tree import flatten, rebuild
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Tensor:
         self,
         shape: Shape,
         dtype: DType,
-        value: npt.NDArray[Any] | None = None,
+        value: Array | None = None,
         *,
         requires_grad: bool = False,
         operation: Operation | None = None,
@@ -122,7 +121,7 @@ class Tensor:
 
     # Its value, outside
 
-    def array(self) -> npt.NDArray[Any]:
+    def array(self) -> Array:
         """The value as NumPy sees it, not to be written to; `numpy()` gives a copy of your own.
 
         Raises:
@@ -144,7 +143,7 @@ class Tensor:
             "steps instead of `while`, and do float(), print() and NumPy work outside the function"
         )
 
-    def numpy(self) -> npt.NDArray[Any]:
+    def numpy(self) -> Array:
         """A NumPy array of your own with this value."""
         return np.array(self.array())
 
@@ -162,7 +161,7 @@ class Tensor:
         """The value as nested Python lists."""
         return self.array().tolist()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("a Tensor hands NumPy a copy; ask without copy=False")
         return np.array(self.array(), dtype=dtype)
@@ -513,7 +512,7 @@ class Cell(Tensor):
         self._bind(tensor.array())
 
     @property
-    def _value(self) -> npt.NDArray[Any] | None:  # type: ignore[override]
+    def _value(self) -> Array | None:  # type: ignore[override]
         return None if graph.current_trace() is not None else self._leaf._value
 
     @property
@@ -577,7 +576,7 @@ class Cell(Tensor):
         else:
             trace.assign(self, tensor)
 
-    def store(self, array: npt.NDArray[Any]) -> None:
+    def store(self, array: Array) -> None:
         """Hold `array`, which has the cell's shape and dtype and which nobody writes to again."""
         self._bind(np.ascontiguousarray(array).reshape(self.shape))
         self.version += 1
@@ -604,7 +603,7 @@ class Cell(Tensor):
                 f"cast the value with .astype(palto.{self.dtype.name})"
             )
 
-    def _bind(self, array: npt.NDArray[Any]) -> None:
+    def _bind(self, array: Array) -> None:
         # A new leaf, never a write into the old buffer: earlier reads keep their value.
         leaf = Tensor(self.shape, self.dtype, array, requires_grad=self.requires_grad)
         leaf.cell = self

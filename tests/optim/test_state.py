@@ -338,11 +338,11 @@ def test_complex_parameters(torch):
         (lambda p: optim.SGD([], 0.1), ValueError, "no parameters were given"),
         (lambda p: optim.SGD([3.0]), TypeError, "a parameter is wanted here, this is 3.0"),
         (lambda p: optim.SGD([p + 1]), TypeError, "whose value never changes"),
-        (lambda p: optim.SGD([p, p]), ValueError, "was given parameter 0 twice, as 0 and 1"),
+        (lambda p: optim.SGD([p, p]), ValueError, "given one parameter twice, as '0' and '1'"),
         (
             lambda p: optim.SGD([{"params": [p]}, {"params": p}]),
             ValueError,
-            "twice, as 0.0 and 1.0",
+            "twice, as '0.0' and '1.0'",
         ),
         (lambda p: optim.SGD([{"lr": 1.0}]), TypeError, "a list of dicts, each with 'params'"),
         (lambda p: optim.SGD([{"params": p}, p]), TypeError, "group 1 is Parameter"),

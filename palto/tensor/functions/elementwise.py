@@ -242,7 +242,7 @@ def trunc(x: Any) -> Tensor:
 def isnan(x: Any) -> Tensor:
     """Whether an element is not a number."""
     x = asarray(x)
-    return x != x
+    return not_equal(x, x)
 
 
 def isfinite(x: Any) -> Tensor:
@@ -316,17 +316,17 @@ def remainder(x: Any, y: Any) -> Tensor:
 def pow(x: Any, y: Any) -> Tensor:
     """X to the power of y."""
     if isinstance(y, int | float) and not isinstance(y, builtins.bool):
-        x = asarray(x)
-        if y == 2:
-            return multiply(x, x)
-        if y == 3:
-            return multiply(multiply(x, x), x)
-        if y == 0.5:
-            return sqrt(x)
-        if y == -1:
-            return reciprocal(x)
+        base = asarray(x)
         if y == 1:
-            return x
+            return base
+        if y == 2:
+            return base * base
+        if y == 3:
+            return base * base * base
+        if y == 0.5:
+            return sqrt(base)
+        if y == -1:
+            return reciprocal(base)
     return _together(rows.power, x, y)
 
 
@@ -342,12 +342,12 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
     """`x` held between `min` and `max`; the gradient passes at the bounds themselves."""
-    x = asarray(x)
+    held = asarray(x)
     if min is not None:
-        x = where(x < min, min, x)
+        held = where(held < min, min, held)
     if max is not None:
-        x = where(x > max, max, x)
-    return x
+        held = where(held > max, max, held)
+    return held
 
 
 def equal(x: Any, y: Any) -> Tensor:
@@ -381,10 +381,10 @@ def greater_equal(x: Any, y: Any) -> Tensor:
 
 
 def _logical(x: Any) -> Tensor:
-    x = asarray(x)
-    if x.dtype != dtypes.bool:
-        raise TypeError(f"a logical function wants bool, got {x.dtype.name}; compare it first")
-    return x
+    tensor = asarray(x)
+    if tensor.dtype != dtypes.bool:
+        raise TypeError(f"a logical function wants bool, got {tensor.dtype.name}; compare it first")
+    return tensor
 
 
 def logical_and(x: Any, y: Any) -> Tensor:

@@ -45,7 +45,8 @@ def ifft(x: Any, *, n: int | None = None, axis: int = -1) -> Tensor:
     x = asarray(x)
     axis = as_axis(axis, x.ndim)
     x = _of_length(astype(x, dtypes.complex64), n, axis)
-    return fourier_transform(x, axis=axis, inverse=True) * (1 / x.shape[axis])
+    total = fourier_transform(x, axis=axis, inverse=True)
+    return total * (1 / total.shape[axis])
 
 
 @composite

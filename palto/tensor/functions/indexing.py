@@ -262,7 +262,7 @@ def _consumes(part: Any) -> int:
 
 
 def _plain_slice(part: _Slice) -> _Slice:
-    bounds = []
+    bounds: list[int | None] = []
     for bound in (part.start, part.stop, part.step):
         if bound is None:
             bounds.append(None)
@@ -387,12 +387,12 @@ class _Place:
 def _like(value: Any, x: Tensor) -> Tensor:
     if isinstance(value, bool | int | float | complex):
         return asarray(value, dtype=dtypes.scalar_dtype(value, x.dtype))
-    value = asarray(value)
-    if value.dtype != x.dtype:
+    tensor = asarray(value)
+    if tensor.dtype != x.dtype:
         raise TypeError(
-            f"cannot write {value.dtype.name} into a {x.dtype.name} tensor; cast it first"
+            f"cannot write {tensor.dtype.name} into a {x.dtype.name} tensor; cast it first"
         )
-    return value
+    return tensor
 
 
 __all__ = [

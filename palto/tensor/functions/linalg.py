@@ -54,7 +54,8 @@ def matmul(a: Any, b: Any) -> Tensor:
         b = expand_dims(b, 1)
     if b.ndim == 2 and a.ndim > 2:
         # One multiplication of all rows, not a batch of small ones.
-        result = apply(rows.matmul, reshape(a, (-1, a.shape[-1])) if a.size else _rows(a), b)
+        joined = reshape(a, (math.prod(a.shape[:-1]), a.shape[-1]))
+        result: Tensor = apply(rows.matmul, joined, b)
         result = reshape(result, (*a.shape[:-1], b.shape[-1]))
     else:
         batch = broadcast_shapes(a.shape[:-2], b.shape[:-2], name="matmul")
@@ -66,10 +67,6 @@ def matmul(a: Any, b: Any) -> Tensor:
     if column:
         result = squeeze(result, -1)
     return result
-
-
-def _rows(a: Tensor) -> Tensor:
-    return reshape(a, (math.prod(a.shape[:-1]), a.shape[-1]))
 
 
 def vecdot(x: Any, y: Any, *, axis: int = -1) -> Tensor:

@@ -103,8 +103,8 @@ def min(x: Any, axis: Axes = None, *, keepdims: builtins.bool = False) -> Tensor
 
 
 def _truth(x: Any) -> Tensor:
-    x = asarray(x)
-    return x if x.dtype == dtypes.bool else x != 0
+    tensor = asarray(x)
+    return tensor if tensor.dtype == dtypes.bool else tensor != 0
 
 
 def any(x: Any, axis: Axes = None, *, keepdims: builtins.bool = False) -> Tensor:

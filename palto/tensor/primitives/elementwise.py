@@ -105,7 +105,7 @@ def _abs_infer(x: Tensor) -> Spec:
 abs = Primitive("abs", _abs_infer, np.abs, _abs_gradient)
 
 
-def _complex_part(name: str, numpy: Callable[[Array], Array], unit: complex) -> Primitive:
+def _complex_part(name: str, numpy: Callable[[Array], Array], unit: float | Any) -> Primitive:
     def infer(x: Tensor) -> Spec:
         _require(name, dtypes.COMPLEX, x)
         return Spec(x.shape, dtypes.float32)
