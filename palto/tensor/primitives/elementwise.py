@@ -40,15 +40,21 @@ def _require(name: str, kinds: Kinds, *inputs: Tensor) -> None:
             )
 
 
+#: From the operation and its output's gradient to one input's gradient.
+Formula = Callable[[Operation, Tensor], Tensor]
+
+
 def _row(
     name: str,
     kinds: Kinds,
     numpy: Callable[..., Any],
-    gradient: Callable[..., Gradients] | None,
-    *,
+    *formulas: Formula,
     output: DType | None = None,
 ) -> Primitive:
-    """A row whose output has the inputs' shape, and their dtype unless `output` says another."""
+    """A row whose output has the inputs' shape, and their dtype unless `output` says another.
+
+    `formulas` give the gradient towards each input; none, if there is no derivative.
+    """
 
     def infer(*inputs: Tensor) -> Spec:
         _require(name, kinds, *inputs)
@@ -58,35 +64,41 @@ def _row(
         dtype = output or arrays[0].dtype
         return np.asarray(numpy(*arrays)).astype(dtype, copy=False)
 
-    return Primitive(name, infer, meaning, gradient)
+    def gradient(operation: Operation, g: Tensor) -> Gradients:
+        return [
+            formula(operation, g) if x.requires_grad else None
+            for formula, x in zip(formulas, operation.inputs, strict=True)
+        ]
+
+    return Primitive(name, infer, meaning, gradient if formulas else None)
 
 
-def _zero(operation: Operation, g: Tensor) -> Gradients:
+def _zero(operation: Operation, g: Tensor) -> Tensor:
     """A step function: its derivative is zero wherever it has one."""
-    return [F.zeros_like(g)] * len(operation.inputs)
+    return F.zeros_like(g)
 
 
 # One input
 
-negative = _row("negative", dtypes.NUMERIC, np.negative, lambda op, g: [-g])
+negative = _row("negative", dtypes.NUMERIC, np.negative, lambda op, g: -g)
 sign = _row("sign", dtypes.REAL, np.sign, _zero)
 floor = _row("floor", dtypes.FLOATING, np.floor, _zero)
 round = _row("round", dtypes.FLOATING, np.rint, _zero)
-exp = _row("exp", dtypes.DIFFERENTIABLE, np.exp, lambda op, g: [g * F.conj(op.output())])
-expm1 = _row("expm1", dtypes.FLOATING, np.expm1, lambda op, g: [g * (op.output() + 1)])
-log = _row("log", dtypes.FLOATING, np.log, lambda op, g: [g / op.inputs[0]])
-log1p = _row("log1p", dtypes.FLOATING, np.log1p, lambda op, g: [g / (op.inputs[0] + 1)])
-sqrt = _row("sqrt", dtypes.FLOATING, np.sqrt, lambda op, g: [g / (2 * op.output())])
-sin = _row("sin", dtypes.FLOATING, np.sin, lambda op, g: [g * F.cos(op.inputs[0])])
-cos = _row("cos", dtypes.FLOATING, np.cos, lambda op, g: [-g * F.sin(op.inputs[0])])
-tanh = _row("tanh", dtypes.FLOATING, np.tanh, lambda op, g: [g * (1 - op.output() ** 2)])
+exp = _row("exp", dtypes.DIFFERENTIABLE, np.exp, lambda op, g: g * F.conj(op.output()))
+expm1 = _row("expm1", dtypes.FLOATING, np.expm1, lambda op, g: g * (op.output() + 1))
+log = _row("log", dtypes.FLOATING, np.log, lambda op, g: g / op.inputs[0])
+log1p = _row("log1p", dtypes.FLOATING, np.log1p, lambda op, g: g / (op.inputs[0] + 1))
+sqrt = _row("sqrt", dtypes.FLOATING, np.sqrt, lambda op, g: g / (2 * op.output()))
+sin = _row("sin", dtypes.FLOATING, np.sin, lambda op, g: g * F.cos(op.inputs[0]))
+cos = _row("cos", dtypes.FLOATING, np.cos, lambda op, g: -g * F.sin(op.inputs[0]))
+tanh = _row("tanh", dtypes.FLOATING, np.tanh, lambda op, g: g * (1 - op.output() ** 2))
 erf = _row(
     "erf",
     dtypes.FLOATING,
     special.erf,
-    lambda op, g: [g * (2 / math.sqrt(math.pi)) * F.exp(-(op.inputs[0] ** 2))],
+    lambda op, g: g * (2 / math.sqrt(math.pi)) * F.exp(-(op.inputs[0] ** 2)),
 )
-invert = _row("bitwise_invert", BITS, np.invert, None)
+invert = _row("bitwise_invert", BITS, np.invert)
 
 
 def _abs_gradient(operation: Operation, g: Tensor) -> Gradients:
@@ -145,23 +157,24 @@ detach = Primitive(
 
 # Two inputs
 
-add = _row("add", dtypes.NUMERIC, np.add, lambda op, g: [g, g])
-subtract = _row("subtract", dtypes.NUMERIC, np.subtract, lambda op, g: [g, -g])
+add = _row("add", dtypes.NUMERIC, np.add, lambda op, g: g, lambda op, g: g)
+subtract = _row("subtract", dtypes.NUMERIC, np.subtract, lambda op, g: g, lambda op, g: -g)
 multiply = _row(
     "multiply",
     dtypes.NUMERIC,
     np.multiply,
-    lambda op, g: [g * F.conj(op.inputs[1]), g * F.conj(op.inputs[0])],
+    lambda op, g: g * F.conj(op.inputs[1]),
+    lambda op, g: g * F.conj(op.inputs[0]),
 )
 
 
-def _divide_gradient(operation: Operation, g: Tensor) -> Gradients:
-    quotient, (_, y) = operation.output(), operation.inputs
-    gx = g / F.conj(y)
-    return [gx, -gx * F.conj(quotient)]
-
-
-divide = _row("divide", dtypes.DIFFERENTIABLE, np.divide, _divide_gradient)
+divide = _row(
+    "divide",
+    dtypes.DIFFERENTIABLE,
+    np.divide,
+    lambda op, g: g / F.conj(op.inputs[1]),
+    lambda op, g: -g / F.conj(op.inputs[1]) * F.conj(op.output()),
+)
 
 
 def _floor_divide(x: Array, y: Array) -> Array:
@@ -176,22 +189,25 @@ def _remainder(x: Array, y: Array) -> Array:
     return np.remainder(x, y)
 
 
-floor_divide = _row("floor_divide", dtypes.REAL, _floor_divide, _zero)
+floor_divide = _row("floor_divide", dtypes.REAL, _floor_divide, _zero, _zero)
 remainder = _row(
     "remainder",
     dtypes.REAL,
     _remainder,
-    lambda op, g: [g, -g * F.floor(op.inputs[0] / op.inputs[1])],
+    lambda op, g: g,
+    lambda op, g: -g * F.floor(op.inputs[0] / op.inputs[1]),
 )
 
 
-def _power_gradient(operation: Operation, g: Tensor) -> Gradients:
+def _power_base_gradient(operation: Operation, g: Tensor) -> Tensor:
     x, y = operation.inputs
-    z = operation.output()
-    gx = F.where(y == 0, 0.0, g * y * F.pow(x, y - 1))
-    log_x = F.log(F.where(x == 0, 1.0, x))
-    gy = F.where((x == 0) & (y >= 0), 0.0, g * z * F.where(x == 0, -math.inf, log_x))
-    return [gx, gy]
+    return F.where(y == 0, 0.0, g * y * F.pow(x, y - 1))
+
+
+def _power_exponent_gradient(operation: Operation, g: Tensor) -> Tensor:
+    x, y = operation.inputs
+    log_x = F.where(x == 0, -math.inf, F.log(F.where(x == 0, 1.0, x)))
+    return F.where((x == 0) & (y >= 0), 0.0, g * operation.output() * log_x)
 
 
 def _power(x: Array, y: Array) -> Array:
@@ -200,43 +216,39 @@ def _power(x: Array, y: Array) -> Array:
     return np.asarray(np.power(x, y))
 
 
-power = _row("pow", dtypes.REAL, _power, _power_gradient)
+power = _row("pow", dtypes.REAL, _power, _power_base_gradient, _power_exponent_gradient)
 atan2 = _row(
     "atan2",
     dtypes.FLOATING,
     np.arctan2,
-    lambda op, g: [
-        g * op.inputs[1] / (op.inputs[0] ** 2 + op.inputs[1] ** 2),
-        -g * op.inputs[0] / (op.inputs[0] ** 2 + op.inputs[1] ** 2),
-    ],
+    lambda op, g: g * op.inputs[1] / (op.inputs[0] ** 2 + op.inputs[1] ** 2),
+    lambda op, g: -g * op.inputs[0] / (op.inputs[0] ** 2 + op.inputs[1] ** 2),
 )
 
 
-def _extremum_gradient(operation: Operation, g: Tensor) -> Gradients:
-    """To the chosen input; half to each where they are equal, as in PyTorch."""
-    x, y = operation.inputs
-    half = g * 0.5
-    tie = x == y
-    chosen = x == operation.output()
-    zero = F.zeros_like(g)
-    return [
-        F.where(tie, half, F.where(chosen, g, zero)),
-        F.where(tie, half, F.where(chosen, zero, g)),
-    ]
+def _chosen(place: int) -> Formula:
+    """The gradient goes to the chosen input; half to each where they are equal, as in PyTorch."""
+
+    def gradient(operation: Operation, g: Tensor) -> Tensor:
+        this, other = operation.inputs[place], operation.inputs[1 - place]
+        share = F.where(this == operation.output(), g, F.zeros_like(g))
+        return F.where(this == other, g * 0.5, share)
+
+    return gradient
 
 
-maximum = _row("maximum", dtypes.REAL, np.maximum, _extremum_gradient)
-minimum = _row("minimum", dtypes.REAL, np.minimum, _extremum_gradient)
+maximum = _row("maximum", dtypes.REAL, np.maximum, _chosen(0), _chosen(1))
+minimum = _row("minimum", dtypes.REAL, np.minimum, _chosen(0), _chosen(1))
 
-equal = _row("equal", ANY, np.equal, None, output=dtypes.bool)
-less = _row("less", dtypes.ORDERED, np.less, None, output=dtypes.bool)
-less_equal = _row("less_equal", dtypes.ORDERED, np.less_equal, None, output=dtypes.bool)
+equal = _row("equal", ANY, np.equal, output=dtypes.bool)
+less = _row("less", dtypes.ORDERED, np.less, output=dtypes.bool)
+less_equal = _row("less_equal", dtypes.ORDERED, np.less_equal, output=dtypes.bool)
 
-bitwise_and = _row("bitwise_and", BITS, np.bitwise_and, None)
-bitwise_or = _row("bitwise_or", BITS, np.bitwise_or, None)
-bitwise_xor = _row("bitwise_xor", BITS, np.bitwise_xor, None)
-shift_left = _row("bitwise_left_shift", dtypes.INTEGER, np.left_shift, None)
-shift_right = _row("bitwise_right_shift", dtypes.INTEGER, np.right_shift, None)
+bitwise_and = _row("bitwise_and", BITS, np.bitwise_and)
+bitwise_or = _row("bitwise_or", BITS, np.bitwise_or)
+bitwise_xor = _row("bitwise_xor", BITS, np.bitwise_xor)
+shift_left = _row("bitwise_left_shift", dtypes.INTEGER, np.left_shift)
+shift_right = _row("bitwise_right_shift", dtypes.INTEGER, np.right_shift)
 
 
 def _complex_infer(x: Tensor, y: Tensor) -> Spec:
@@ -266,8 +278,13 @@ def _where_infer(condition: Tensor, x: Tensor, y: Tensor) -> Spec:
 
 
 def _where_gradient(operation: Operation, g: Tensor) -> Gradients:
-    condition, zero = operation.inputs[0], F.zeros_like(g)
-    return [None, F.where(condition, g, zero), F.where(condition, zero, g)]
+    condition, x, y = operation.inputs
+    zero = F.zeros_like(g)
+    return [
+        None,
+        F.where(condition, g, zero) if x.requires_grad else None,
+        F.where(condition, zero, g) if y.requires_grad else None,
+    ]
 
 
 where = Primitive("where", _where_infer, np.where, _where_gradient)
