@@ -59,3 +59,7 @@ from palto.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from palto.nn.summary import Summary
+
+# isort: split
+from palto.nn import models  # last: made of all the others

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from palto.tensor import Cell, Tensor, dtypes
 from palto.tensor import functions as F
 from palto.tensor.graph import Watched, current_scope, scope
+
+if TYPE_CHECKING:
+    from palto.nn.summary import Summary
 
 
 class Parameter(Cell):
@@ -59,6 +62,8 @@ class Module(Watched):
         for path, part in _parts(name, value):
             if isinstance(part, Module):
                 object.__setattr__(part, "_name", path)
+                for inner, cell in part.named_cells():
+                    cell.name = f"{path}.{inner}"
             elif part.name is None:
                 part.name = path
 
@@ -67,16 +72,19 @@ class Module(Watched):
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute :meth:`forward`; an error says in which layer it came up."""
         before = current_scope()
         name = self._name if before and self._name else type(self).__name__
+        for observer in observers:
+            observer.enter(self)
         with scope((*before, name)):
             try:
                 output = self.forward(*args, **kwargs)
             except Exception as error:
                 _note_layer(error, (*before, name), self)
                 raise
-        for observer in _observers:
-            observer(self, args, output)
+        for observer in observers:
+            observer.leave(self, output)
         return output
 
     # What is inside
@@ -104,15 +112,21 @@ class Module(Watched):
         """This module and all modules inside, each once."""
         return (module for _, module in self.named_modules())
 
+    def own_cells(self) -> Iterator[tuple[str, Cell]]:
+        """The parameters and buffers directly inside, with their names."""
+        for name, value in vars(self).items():
+            for path, part in _parts(name, value):
+                if isinstance(part, Cell):
+                    yield path, part
+
     def named_cells(self) -> Iterator[tuple[str, Cell]]:
         """All parameters and buffers with their full names; tied ones once, by the first name."""
         seen: set[int] = set()
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                for path, part in _parts(name, value):
-                    if isinstance(part, Cell) and id(part) not in seen:
-                        seen.add(id(part))
-                        yield f"{prefix}.{path}" if prefix else path, part
+            for name, cell in module.own_cells():
+                if id(cell) not in seen:
+                    seen.add(id(cell))
+                    yield f"{prefix}.{name}" if prefix else name, cell
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters with their full names; tied ones once, by the first name."""
@@ -203,6 +217,22 @@ class Module(Watched):
 
     # Looks
 
+    def summary(self, *inputs: Any) -> Summary:
+        """A table of all layers: output shapes, parameters, floating-point operations.
+
+        Nothing is computed and nothing changes. Operations are counted as in inference.
+
+        Args:
+            inputs: for each argument of the model a shape, such as (1, 28, 28, 1), of a float32
+                tensor; or (shape, dtype); or a tensor of that shape and dtype.
+
+        Returns:
+            A table that prints itself.
+        """
+        from palto.nn.summary import summarize
+
+        return summarize(self, inputs)
+
     def extra_repr(self) -> str:
         """What ``repr`` shows in the brackets of a layer."""
         return ""
@@ -228,8 +258,18 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Module | Cell]]:
             yield from _parts(f"{name}.{key}", part)
 
 
-#: Called with (module, arguments, output) after every call of a module, while they are here.
-_observers: list[Any] = []
+class Observer(Protocol):
+    """What is told of every call of a module."""
+
+    def enter(self, module: Module) -> None:
+        """A call begins."""
+
+    def leave(self, module: Module, output: Any) -> None:
+        """A call has come to its end."""
+
+
+#: Those who are told at the moment.
+observers: list[Observer] = []
 
 
 def _note_layer(error: Exception, path: tuple[str, ...], module: Module) -> None:

@@ -1,0 +1,20 @@
+"""Whole networks, one to a file."""
+
+from palto.nn.models.alexnet import AlexNet, alexnet
+from palto.nn.models.gpt import GPT, gpt
+from palto.nn.models.lenet import LeNet, lenet
+from palto.nn.models.perceptron import fully_connected, logistic_regression
+from palto.nn.models.resnet import ResNet, resnet
+
+__all__ = [
+    "AlexNet",
+    "GPT",
+    "LeNet",
+    "ResNet",
+    "alexnet",
+    "fully_connected",
+    "gpt",
+    "lenet",
+    "logistic_regression",
+    "resnet",
+]
