@@ -372,8 +372,9 @@ class _Transposed(_Convolution):
         dilation: IntOrInts = 1,
     ) -> None:
         self.output_padding = per_axis(output_padding, self.dims, "output_padding", least=0)
+        borders = per_axis(padding, self.dims, "padding", least=0)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+            in_channels, out_channels, kernel_size, stride, borders, dilation, groups, bias
         )
 
     def _fan(self) -> int:

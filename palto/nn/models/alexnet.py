@@ -33,7 +33,7 @@ def alexnet(classes: int = 1000, image: tuple[int, int, int] = (224, 224, 3)) ->
       usual, the first convolution pads by two pixels, so that it gives the paper's 55 x 55.
     - 28 to 64 pixels: half as many channels, an eighth of the hidden neurons, and 5 x 5 kernels
       with stride 1 in place of 11 x 11 with stride 4, since a small image has no pixels to skip.
-      1,106,138 parameters for ten classes of 28 x 28 x 1.
+      1,106,794 parameters for ten classes of 28 x 28 x 1.
 
     Unlike the paper's, weights start as the layers' own do (see `Conv2d`, `Linear`) and all biases
     likewise, which needs no learning rate tuned by hand.

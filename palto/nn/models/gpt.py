@@ -30,7 +30,8 @@ class Block(nn.Module):
         """(batch, time, width) to the same shape."""
         x = x + self.dropout(self.attention(self.norm1(x), is_causal=True))
         hidden = nn.functional.gelu(self.expand(self.norm2(x)), approximate="tanh")
-        return x + self.dropout(self.contract(hidden))
+        result: Tensor = x + self.dropout(self.contract(hidden))
+        return result
 
 
 class GPT(nn.Module):
@@ -63,7 +64,8 @@ class GPT(nn.Module):
             )
         x = self.tokens(tokens) + self.positions(F.arange(time))
         x = self.norm(self.blocks(self.dropout(x)))
-        return x @ self.tokens.weight.T  # the head is the embedding, turned around
+        logits: Tensor = x @ self.tokens.weight.T  # the head is the embedding, turned around
+        return logits
 
 
 def gpt(
@@ -78,7 +80,7 @@ def gpt(
     """A GPT in GPT-2's form: learned positions, normalisation before each branch, GELU, tied head.
 
     Tokens (batch, time), int64, output (batch, time, vocabulary): logits of the token after each.
-    (vocabulary + context) width + layers (12 width^2 + 13 width) + 2 width parameters: 1,846,848
+    (vocabulary + context) width + layers (12 width^2 + 13 width) + 2 width parameters: 1,853,568
     for 256 tokens with the defaults, 124,439,808 for GPT-2 (50257, 1024, 768, 12, 12).
 
     Weights start from N(0, 0.02^2), at the ends of the 2 * layers branches divided by
@@ -90,7 +92,8 @@ def gpt(
         width: the length of a token's vector.
         heads: how many attentions run side by side.
         layers: how many blocks follow each other.
-        dropout: the share dropped in training: of embeddings, attention's weights and each branch's output.
+        dropout: the share dropped in training, of embeddings, attention's weights and each branch's
+            output.
 
     Raises:
         ValueError: a width that does not split into `heads`.

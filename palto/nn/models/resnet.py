@@ -41,7 +41,8 @@ class BasicBlock(nn.Module):
 
     def _straight(self, x: Tensor) -> Tensor:
         if self.shortcut is not None:
-            return self.shortcut(x)
+            x = self.shortcut(x)
+            return x
         if self.stride != 1:
             x = x[:, :: self.stride, :: self.stride, :]
         if self.new_channels:
