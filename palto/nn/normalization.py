@@ -117,7 +117,7 @@ def batch_norm(
 
 
 class _BatchNorm(Module):
-    axes: ClassVar[str]
+    layouts: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -148,9 +148,10 @@ class _BatchNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, ..., num_features), kept."""
         x = F.asarray(x)
-        if x.ndim != len(self.axes.split(",")) and not (self.axes == "N, L, C" and x.ndim == 2):
+        if x.ndim not in [layout.count(",") + 1 for layout in self.layouts]:
             raise ValueError(
-                f"{type(self).__name__} wants an input of shape ({self.axes}), got {x.shape}"
+                f"{type(self).__name__} wants an input of shape {' or '.join(self.layouts)}, got "
+                f"{x.shape}"
             )
         training = self.training or self.running_mean is None
         momentum: Any = self.momentum
@@ -181,7 +182,7 @@ class _BatchNorm(Module):
 class BatchNorm1d(_BatchNorm):
     """Batch norm of rows (N, C) or sequences (N, L, C); see :class:`BatchNorm2d`."""
 
-    axes = "N, L, C"
+    layouts = ("(N, C)", "(N, L, C)")
 
 
 class BatchNorm2d(_BatchNorm):
@@ -212,7 +213,7 @@ class BatchNorm2d(_BatchNorm):
     Source: Ioffe and Szegedy: Batch normalization (2015).
     """
 
-    axes = "N, H, W, C"
+    layouts = ("(N, H, W, C)",)
 
 
 # Layer norm

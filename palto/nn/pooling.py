@@ -120,10 +120,8 @@ def _adaptive_avg_pool(x: Tensor, output_size: int | Sequence[int | None], dims:
     require_image(x, dims, f"adaptive_avg_pool{dims}d")
     space = x.shape[1:-1]
     wanted = (output_size,) * dims if isinstance(output_size, int) else tuple(output_size)
-    out = per_axis(
-        [n if w is None else w for n, w in zip(space, wanted, strict=False)],
-        dims, "output_size", least=1,
-    )  # fmt: skip
+    known = per_axis([1 if n is None else n for n in wanted], dims, "output_size", least=1)
+    out = [n if w is None else m for n, w, m in zip(space, wanted, known, strict=True)]
     if set(out) == {1}:
         return F.mean(x, tuple(range(1, dims + 1)), keepdims=True)
     if all(n % m == 0 for n, m in zip(space, out, strict=True)):

@@ -133,7 +133,8 @@ def evaluate(model: nn.Module, test: data.Dataset) -> np.ndarray:
 def report(right: np.ndarray, test: data.Dataset) -> None:
     """Accuracy by class, the hardest first."""
     labels = np.concatenate([labels.numpy() for _, labels in data.DataLoader(test, 500)])
-    table = Table("class", "right", title=f"test accuracy {right.mean():.2%}")
+    console.print(f"test accuracy {right.mean():.2%}, by class:")
+    table = Table("class", "right")
     shares = [(right[labels == k].mean(), name) for k, name in enumerate(test.classes)]
     for share, name in sorted(shares):
         table.add_row(name, f"{share:.1%}")

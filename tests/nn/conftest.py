@@ -96,7 +96,7 @@ class Twins:
         moved = images and [a.ndim > 2 and a.dtype.kind == "f" for a in arrays]
         inputs = []
         for i, a in enumerate(arrays):
-            a = np.array(channels_first(a)) if moved and moved[i] else a
+            a = np.array(channels_first(a), order="C") if moved and moved[i] else a
             inputs.append(torch.tensor(a, requires_grad=a.dtype.kind == "f"))
         y = function(*inputs)
         value = y.detach().numpy()
@@ -105,7 +105,7 @@ class Twins:
         v = channels_first(weights) if images and value.ndim > 2 else weights
         floats = [x for x in inputs if x.requires_grad]
         found = torch.autograd.grad(
-            y, [*floats, *parameters], torch.tensor(np.array(v)), allow_unused=True
+            y, [*floats, *parameters], torch.tensor(np.array(v, order="C")), allow_unused=True
         )
         found = [
             np.zeros(x.shape) if g is None else g.numpy()

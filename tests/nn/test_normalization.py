@@ -40,7 +40,8 @@ def test_batch_norm_is_pytorchs(twins, torch, rng, kind, shape, options):
     twins.layers(ours, theirs, images(rng, shape), images=True)
     ours.eval(), theirs.eval()
     twins.layers(ours, theirs, images(rng, shape), images=True)
-    twins.layers(ours, theirs, images(rng, (1, *shape[1:])), images=True)
+    if len(shape) > 2 or ours.track_running_stats:
+        twins.layers(ours, theirs, images(rng, (1, *shape[1:])), images=True)
 
 
 def test_batch_norm_traced_updates_the_statistics_as_eager(traced, rng):
@@ -128,7 +129,7 @@ def test_instance_norm_is_pytorchs(twins, torch, rng, affine):
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter)
     twins.layers(ours, theirs, images(rng), images=True)
-    twins.layers(ours, theirs, images(rng, (1, 1, 2, 6)), images=True)
+    twins.layers(ours, theirs, images(rng, (1, 1, 3, 6)), images=True)
 
 
 def test_instance_norm_is_group_norm_of_one_channel(rng):
@@ -190,7 +191,7 @@ def test_constant_input(constant):
         (lambda: nn.BatchNorm2d(3)(palto.zeros((1, 1, 1, 3))), r"or call model.eval\(\)"),
         (lambda: nn.BatchNorm2d(3)(palto.zeros((2, 3, 4, 4))), r"\(N, ..., 3\), got \(2, 3, 4, 4\)"),
         (lambda: nn.BatchNorm2d(3)(palto.zeros((4, 3))), r"\(N, H, W, C\), got \(4, 3\)"),
-        (lambda: nn.BatchNorm1d(3)(palto.zeros((2, 4, 4, 3))), r"\(N, L, C\) or \(N, C\), got"),
+        (lambda: nn.BatchNorm1d(3)(palto.zeros((2, 4, 4, 3))), r"\(N, C\) or \(N, L, C\), got"),
         (lambda: F.batch_norm(palto.zeros((4, 3))), "wants running_mean and running_var"),
         (lambda: nn.LayerNorm(3)(palto.zeros((3, 4))), r"\(..., 3\), got \(3, 4\)"),
         (lambda: nn.RMSNorm((2, 3))(palto.zeros((3, 3))), r"\(..., 2, 3\), got \(3, 3\)"),

@@ -1,0 +1,72 @@
+"""The main recipe, on a small data set of the same form."""
+
+import numpy as np
+import pytest
+
+from palto import data
+from palto.recipes import classify
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Ten patterns with noise, in the place of the ten kinds of clothes."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, (10, 28, 28, 1))
+
+    def dataset(n):
+        labels = rng.integers(0, 10, n)
+        noise = rng.integers(-40, 40, (n, 28, 28, 1))
+        images = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)
+        return data.ImageDataset(images, labels, classes=[f"kind {k}" for k in range(10)])
+
+    datasets = dataset(1280), dataset(200)
+    monkeypatch.setattr(data, "fashion_mnist", lambda folder=None: datasets)
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["classify", *words])
+    classify.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["logistic_regression", "fully_connected"])
+def test_it_learns_and_says_so(small, monkeypatch, capsys, model):
+    out = run(
+        monkeypatch, capsys, "--model", model, "--epochs", "3", "--batch-size", "32", "--lr", "5e-3"
+    )
+    assert "1,280 images" in out and "after epoch 3: 100.0% of 200 test images right" in out
+    assert "test accuracy 100.00%" in out and "kind 7" in out and "Try next" in out
+
+
+def test_equal_seeds_give_equal_runs(small, monkeypatch, capsys):
+    words = ("--model", "logistic_regression", "--epochs", "1", "--batch-size", "320")
+    first, second = (
+        run(monkeypatch, capsys, *words, "--seed", "4").split("test accuracy")[1] for _ in range(2)
+    )
+    assert first == second
+
+
+def test_interrupted_it_tests_what_it_has(small, monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify.Progress, "add_task", lambda *a, **k: interrupted(None))
+    out = run(monkeypatch, capsys, "--epochs", "1")
+    assert "stopped" in out and "test accuracy" in out
+
+
+@pytest.mark.parametrize("words", [["--epochs", "0"], ["--model", "gan"], ["--lr", "fast"]])
+def test_wrong_words_are_explained(monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["classify", *words])
+    with pytest.raises(SystemExit):
+        classify.main()
+    assert words[0] in capsys.readouterr().err
+
+
+def test_help_teaches(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["classify", "--help"])
+    with pytest.raises(SystemExit):
+        classify.main()
+    out = capsys.readouterr().out
+    for part in ("--model", "lenet", "default: 5", "60,000"):
+        assert part in out
