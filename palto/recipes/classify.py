@@ -26,6 +26,7 @@ from rich.table import Table
 
 import palto
 from palto import data, nn, optim
+from palto.formats import safetensors
 
 IMAGE = (28, 28, 1)
 CLASSES = 10
@@ -55,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="threads that load batches")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal runs")
     parser.add_argument("--data", help="a folder with the four idx files, if you have them")
+    parser.add_argument("--save", help="write what was learned to this safetensors file")
     args = parser.parse_args()
     for name in ("epochs", "batch_size"):
         if getattr(args, name) < 1:
@@ -109,6 +111,9 @@ def main() -> None:
         console.print("stopped; testing what has been learned so far")
         right = evaluate(model, test)
     report(right, test)
+    if args.save:
+        safetensors.save(args.save, model.state_dict(), metadata={"model": args.model})
+        console.print(f"saved to {args.save}")
     suggest(args)
 
 

@@ -73,12 +73,12 @@ class Operation:
         self.sequence = next(_sequence)
         # A tensor holds its operation; weak references the other way leave no cycle, so memory
         # is freed at once. The values of several outputs are kept, since one may be dropped.
-        self._outputs: tuple[weakref.ref[Tensor], ...] = ()
+        self._outputs: list[weakref.ref[Tensor]] = []
         self._saved: tuple[Array, ...] = ()
 
     def set_outputs(self, outputs: tuple[Tensor, ...]) -> None:
         """Called once, by `apply`."""
-        self._outputs = tuple(weakref.ref(output) for output in outputs)
+        self._outputs = [weakref.ref(output) for output in outputs]
         if len(outputs) > 1 and outputs[0].trace is None:
             self._saved = tuple(output.array() for output in outputs)
 
@@ -92,7 +92,16 @@ class Operation:
         output = self._outputs[index]()
         if output is None:
             value = self._saved[index]
-            output = Tensor(value.shape, value.dtype, value, operation=self, index=index)
+            differentiable = value.dtype in DIFFERENTIABLE
+            output = Tensor(
+                value.shape,
+                value.dtype,
+                value,
+                requires_grad=differentiable and any(x.requires_grad for x in self.inputs),
+                operation=self,
+                index=index,
+            )
+            self._outputs[index] = weakref.ref(output)
         return output
 
     @property
@@ -138,7 +147,9 @@ class Graph:
         found: dict[int, Operation] = {}
         stack = list(outputs)
         while stack:
-            operation = stack.pop().operation
+            tensor = stack.pop()
+            # A tensor that has a value is a constant, however it was computed.
+            operation = tensor.operation if tensor._value is None else None
             if operation is not None and operation.sequence not in found:
                 found[operation.sequence] = operation
                 stack.extend(operation.inputs)
@@ -236,6 +247,11 @@ class Trace:
     def root(self) -> Trace:
         """The outermost trace."""
         return self if self.parent is None else self.parent.root
+
+    def forget(self) -> None:
+        """Let go of all tensors. They know their trace, so memory would wait for the collector."""
+        self.tensors, self.captured = [], {}
+        self.reads, self.leaves, self.assignments = {}, {}, {}
 
     @contextmanager
     def active(self) -> Iterator[Trace]:
@@ -368,9 +384,10 @@ def set_grad_enabled(enabled: bool) -> Iterator[None]:
         _state.grad = before
 
 
-def no_grad() -> Any:
+def no_grad(function: Callable[..., Any] | None = None) -> Any:
     """No recording for backprop in this block (or decorated function)."""
-    return set_grad_enabled(False)
+    off = set_grad_enabled(False)
+    return off if function is None else off(function)
 
 
 @contextmanager
@@ -430,9 +447,14 @@ def apply(primitive: Primitive, *inputs: Tensor, **params: Any) -> Any:
     specs = inferred if isinstance(inferred, tuple) else (inferred,)
 
     requires_grad = (
-        _state.grad and primitive.gradient is not None and any([x.requires_grad for x in inputs])
+        _state.grad
+        and primitive.gradient is not None
+        and any([x.requires_grad for x in inputs])
+        and any([spec.dtype in DIFFERENTIABLE for spec in specs])
     )
-    severed = next((x.severed for x in inputs if x.severed), None) if requires_grad else None
+    severed = None
+    if requires_grad:
+        severed = next((x.severed for x in inputs if x.requires_grad and x.severed), None)
     operation = None
     if trace is not None or (requires_grad and severed is None):
         operation = Operation(primitive, inputs, params)

@@ -58,14 +58,14 @@ def test_softmax_is_pytorchs(twins, torch, rng, name, axis):
         np.testing.assert_allclose(y, theirs(torch.tensor(with_masked)).numpy())
 
 
-@given(st.lists(st.floats(-3e38, 3e38, width=32), min_size=1, max_size=6), st.floats(-1e3, 1e3))
+@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=6), st.floats(-1e3, 1e3))
 def test_softmax_is_a_distribution_and_does_not_feel_a_shift(values, shift):
     x = palto.asarray(values)
     a = F.softmax(x).numpy()
     assert (a >= 0).all()
     assert abs(a.sum() - 1) < 1e-6
     wide = palto.asarray(np.clip(np.array(values), -1e3, 1e3))
-    np.testing.assert_allclose(F.softmax(wide + shift).numpy(), F.softmax(wide).numpy(), atol=1e-12)
+    np.testing.assert_allclose(F.softmax(wide + shift).numpy(), F.softmax(wide).numpy(), atol=1e-9)
     assert np.isfinite(F.log_softmax(wide).numpy()).all()
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from palto import data
+from palto import data, nn
+from palto.formats import safetensors
 from palto.recipes import classify
 
 
@@ -36,6 +37,14 @@ def test_it_learns_and_says_so(small, monkeypatch, capsys, model):
     )
     assert "1,280 images" in out and "after epoch 3: 100.0% of 200 test images right" in out
     assert "test accuracy 100.00%" in out and "kind 7" in out and "Try next" in out
+
+
+def test_what_was_learned_is_saved(small, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "clothes.safetensors"
+    words = ("--model", "logistic_regression", "--epochs", "1", "--save", str(path))
+    assert f"saved to {path}" in run(monkeypatch, capsys, *words).replace("\n", "")
+    model = nn.models.logistic_regression(784, 10)
+    model.load_state_dict(safetensors.load(path))
 
 
 def test_equal_seeds_give_equal_runs(small, monkeypatch, capsys):

@@ -76,9 +76,9 @@ def _conv_infer(
     for axis in range(dims):
         n, k = x.shape[axis + 1], w.shape[axis]
         low, high = padding[axis]
-        length = max((n - 1) * input_dilation[axis] + 1, 0) + low + high if n else low + high
+        length = (n - 1) * input_dilation[axis] + 1 + low + high if n else low + high
         reach = (k - 1) * kernel_dilation[axis] + 1
-        if length < reach or k < 1:
+        if n < 1 or k < 1 or length < reach:
             raise ValueError(
                 f"convolution: a kernel of {w.shape[:-2]} reaching over {reach} does not fit into "
                 f"an input of {x.shape[1:-1]} padded to {length} along axis {axis + 1}"
@@ -127,7 +127,7 @@ def _contract(view: Array, w: Array, dims: int) -> Array:
     row_order, column_order = outermost_first(rows), outermost_first(columns)
     row_lengths = [view.shape[axis] for axis in row_order]
     kernel_order = [axis - dims - 1 for axis in column_order]
-    matrix_w = w.transpose([*kernel_order, dims + 1]).reshape(-1, w.shape[-1])
+    matrix_w = w.transpose([*kernel_order, dims + 1]).reshape(math.prod(w.shape[:-1]), w.shape[-1])
     row_stride = max(abs(view.strides[axis]) for axis in rows)
     column_stride = max(abs(view.strides[axis]) for axis in columns)
     size = math.prod(row_lengths), matrix_w.shape[0]

@@ -58,7 +58,9 @@ def trace_body(function: Callable[..., Sequence[Tensor]], examples: Sequence[Ten
         outputs += [trace.assignments[cell] for cell in assigned]
     outer = tuple(outside for outside, _ in trace.captured.values())
     inputs += [inside for _, inside in trace.captured.values()]
-    return Body(Graph.reaching(inputs, outputs, trace.tensors), outer, assigned)
+    graph = Graph.reaching(inputs, outputs, trace.tensors)
+    trace.forget()
+    return Body(graph, outer, assigned)
 
 
 def call(

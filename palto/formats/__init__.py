@@ -1,0 +1,5 @@
+"""File formats."""
+
+from palto.formats import safetensors
+
+__all__ = ["safetensors"]

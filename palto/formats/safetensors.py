@@ -1,0 +1,95 @@
+"""Safetensors: named tensors in a file that holds data and nothing that runs.
+
+safetensors.save("model.safetensors", model.state_dict())
+model.load_state_dict(safetensors.load("model.safetensors"))
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors as library
+from safetensors import numpy as numpy_form
+
+from palto.tensor import Tensor, dtypes
+from palto.tensor import functions as F
+
+_DTYPES = {
+    "BOOL": dtypes.bool,
+    "I8": dtypes.int8,
+    "I32": dtypes.int32,
+    "I64": dtypes.int64,
+    "U8": dtypes.uint8,
+    "U32": dtypes.uint32,
+    "F32": dtypes.float32,
+    "F64": dtypes.float64,
+    "C64": dtypes.complex64,
+    "BF16": dtypes.bfloat16,
+}
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to a file: whole or not at all, over whatever was there.
+
+    Args:
+        path: the file.
+        tensors: tensors or NumPy arrays by name.
+        metadata: texts that go with them.
+
+    Raises:
+        OSError: the file cannot be written; what was there stays.
+    """
+    arrays = {
+        name: np.ascontiguousarray(value).reshape(value.shape)
+        for name, value in ((name, F.asarray(x).array()) for name, x in tensors.items())
+    }
+    contents = numpy_form.save(arrays, None if metadata is None else dict(metadata))
+    target = Path(path)
+    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(unfinished, 0o666 & ~_umask())
+        os.replace(unfinished, target)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors in a file, by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, is cut off, or holds a dtype that Palto has not.
+    """
+    contents = Path(path).read_bytes()
+    try:
+        entries = library.deserialize(contents)  # type: ignore[no-untyped-call]
+    except library.SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{path}: {name} has the dtype {entry['dtype']}, which Palto has not")
+        array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = F.asarray(array)
+    return tensors
