@@ -58,7 +58,8 @@ def backward(
 
     Raises:
         BackwardError: nothing requires a gradient, the graph was freed, or gradients are waiting.
-        ValueError: `loss` has several elements and no `gradient` is given.
+        ValueError: `loss` has several elements, or is complex, and no `gradient` is given; or
+            `inputs` names a tensor that was computed from others.
     """
     loss = resolve(loss)
     _require_differentiable(loss)
@@ -68,20 +69,29 @@ def backward(
                 f"backward() starts from one number, this tensor has shape {loss.shape}; take its "
                 "mean() or sum(), or give backward(gradient)"
             )
+        if loss.dtype in dtypes.COMPLEX:
+            raise ValueError(
+                "backward() starts from a real number, this one is complex; take its real part or "
+                "abs(), or give backward(gradient)"
+            )
         gradient = F.ones_like(loss)
-    if gradient.shape != loss.shape:
-        raise ValueError(f"the gradient has shape {gradient.shape}, the tensor {loss.shape}")
+    gradient = F.asarray(gradient)
+    if (gradient.shape, gradient.dtype) != (loss.shape, loss.dtype):
+        raise ValueError(
+            f"the gradient is {gradient.dtype.name}{gradient.shape}, the tensor "
+            f"{loss.dtype.name}{loss.shape}; they must be alike"
+        )
 
-    wanted = None if inputs is None else {id(_leaf_owner(x)) for x in inputs}
+    wanted = None if inputs is None else _owners(inputs)
     with set_grad_enabled(create_graph):
-        found, visited = _walk([loss], [gradient])
+        found, visited = _walk(
+            [loss],
+            [gradient],
+            lambda x: _is_leaf(x) and (wanted is None or id(_leaf_owner(x)) in wanted),
+        )
         reached: dict[int, tuple[Tensor, Tensor]] = {}
         for leaf, grad in found.values():
-            if not _is_leaf(leaf):
-                continue
             owner = _leaf_owner(leaf)
-            if wanted is not None and id(owner) not in wanted:
-                continue
             before = reached.get(id(owner))
             reached[id(owner)] = (owner, grad if before is None else before[1] + grad)
         _leave(list(reached.values()), accumulate)
@@ -91,6 +101,19 @@ def backward(
 
 def _leaf_owner(tensor: Tensor) -> Tensor:
     return tensor if tensor.cell is None else tensor.cell
+
+
+def _owners(inputs: Iterable[Tensor]) -> set[int]:
+    owners = {id(_leaf_owner(x)): _leaf_owner(x) for x in inputs}
+    for owner in owners.values():
+        if not _is_leaf(owner):
+            computed = owner.operation is not None
+            raise ValueError(
+                f"backward(inputs=...) names a tensor of shape {owner.shape} that "
+                + ("was computed from others" if computed else "does not require a gradient")
+                + "; name parameters, or tensors made with requires_grad=True"
+            )
+    return set(owners)
 
 
 def _leave(reached: list[tuple[Tensor, Tensor]], accumulate: bool) -> None:
@@ -128,7 +151,7 @@ def gradients(
     Args:
         outputs: where to start.
         output_gradients: the gradient with respect to each of them.
-        inputs: tensors that the outputs depend on.
+        inputs: tensors that the outputs depend on, taken as independent of one another.
         create_graph: make the gradients differentiable themselves.
 
     Returns:
@@ -137,13 +160,14 @@ def gradients(
     targets = [resolve(x) for x in inputs]
     starts = [(resolve(y), g) for y, g in zip(outputs, output_gradients, strict=True)]
     starts = [(y, g) for y, g in starts if y.requires_grad]
+    ends = {id(x) for x in targets}
     with set_grad_enabled(create_graph):
-        found, _ = _walk([y for y, _ in starts], [g for _, g in starts], targets)
+        found, _ = _walk([y for y, _ in starts], [g for _, g in starts], lambda x: id(x) in ends)
     return [found[id(x)][1] if id(x) in found else None for x in targets]
 
 
 def _is_leaf(tensor: Tensor) -> bool:
-    if not tensor.requires_grad:
+    if not tensor.requires_grad or tensor.severed is not None:
         return False
     operation = tensor.operation
     # In a trace even a detached tensor, made to require a gradient, comes from an operation.
@@ -151,15 +175,17 @@ def _is_leaf(tensor: Tensor) -> bool:
 
 
 def _walk(
-    outputs: Sequence[Tensor], starts: Sequence[Tensor], targets: Sequence[Tensor] = ()
+    outputs: Sequence[Tensor], starts: Sequence[Tensor], is_end: Callable[[Tensor], bool]
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], list[Operation]]:
-    """Gradients of all tensors between, by identity, and the operations passed, last first."""
-    stop = {id(x) for x in targets}
+    """The tensors where the way ends with their gradients, by identity, and the operations passed.
+
+    The operations come last first; those that lead to no end are left out.
+    """
     operations: dict[int, Operation] = {}
     stack = list(outputs)
     while stack:
         tensor = stack.pop()
-        if not tensor.requires_grad or id(tensor) in stop:
+        if not tensor.requires_grad or is_end(tensor):
             continue
         if tensor.severed is not None:
             raise BackwardError(tensor.severed)
@@ -169,17 +195,31 @@ def _walk(
         operations[operation.sequence] = operation
         stack.extend(operation.inputs)
 
+    useful: dict[int, Operation] = {}
+
+    def leads_on(tensor: Tensor) -> bool:
+        operation = tensor.operation
+        return tensor.requires_grad and (
+            is_end(tensor) or (operation is not None and operation.sequence in useful)
+        )
+
+    for sequence in sorted(operations):
+        if any(leads_on(x) for x in operations[sequence].inputs):
+            useful[sequence] = operations[sequence]
+
     found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(tensor: Tensor, gradient: Tensor) -> None:
-        before = found.get(id(tensor))
-        found[id(tensor)] = (tensor, gradient if before is None else before[1] + gradient)
+        if leads_on(tensor):
+            before = found.get(id(tensor))
+            found[id(tensor)] = (tensor, gradient if before is None else before[1] + gradient)
 
     for tensor, gradient in zip(outputs, starts, strict=True):
         add(tensor, gradient)
-    order = [operations[sequence] for sequence in sorted(operations, reverse=True)]
+    order = list(reversed(useful.values()))
     for operation in order:
-        incoming = [found.get(id(output)) for output in operation.outputs]
+        # Taken out, so that a gradient is freed as soon as it has been handed on.
+        incoming = [None if is_end(y) else found.pop(id(y), None) for y in operation.outputs]
         if all(part is None for part in incoming):
             continue
         rule = operation.primitive.gradient
@@ -188,7 +228,7 @@ def _walk(
         with scope(operation.scope):
             passed = rule(operation, *grads)
         for tensor, part in zip(operation.inputs, passed, strict=True):
-            if part is not None and tensor.requires_grad:
+            if part is not None:
                 add(tensor, part)
     return found, order
 
@@ -197,10 +237,10 @@ def _free(operations: Iterable[Operation]) -> None:
     traced = current_trace() is not None
     for operation in operations:
         for output in operation.outputs:
-            if not _is_leaf(output):
+            if output.requires_grad:
                 output.severed = _FREED
-                if not traced:
-                    output.operation = None
+            if not traced:
+                output.operation = None
 
 
 def _require_differentiable(loss: Tensor) -> None:
@@ -263,21 +303,20 @@ def value_and_grad(
             for i, value in zip(positions, rebuild(tree, inner), strict=True):
                 replaced[i] = value
             result = function(*replaced, **kwargs)
-            loss = F.asarray(result[0] if has_aux else result)
-            if loss.size != 1:
-                raise ValueError(f"grad wants a function of one number, it gave {loss.shape}")
+            loss = _checked_loss(result, has_aux)
+            own = {
+                id(x)
+                for x, original in zip(inner, originals, strict=True)
+                if not original.requires_grad
+            }
+            connected = outer and _leads_elsewhere(loss, own)
             found: Sequence[Tensor | None] = [None] * len(inner)
             if loss.requires_grad:
-                found = gradients([loss], [F.ones_like(loss)], inner, create_graph=True)
+                found = gradients([loss], [F.ones_like(loss)], inner, create_graph=connected)
         filled = [
             F.zeros_like(x) if g is None else g for x, g in zip(originals, found, strict=True)
         ]
         leaves, shape = flatten(result)
-        own = {
-            id(x)
-            for x, original in zip(inner, originals, strict=True)
-            if not original.requires_grad
-        }
         filled = [_released(g, own, outer) for g in filled]
         leaves = [_released(x, own, outer) if isinstance(x, Tensor) else x for x in leaves]
         grads = rebuild(tree, filled)
@@ -295,20 +334,38 @@ def _fresh(x: Tensor) -> Tensor:
     return inner
 
 
+def _checked_loss(result: Any, has_aux: bool) -> Tensor:
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError(
+            f"grad with has_aux wants a function that returns (number, anything), it gave {result}"
+        )
+    loss = F.asarray(result[0] if has_aux else result)
+    if loss.size != 1 or loss.dtype not in dtypes.FLOATING:
+        raise ValueError(
+            "grad wants a function that returns one floating-point number, it gave "
+            f"{loss.dtype.name}{loss.shape}; take the mean() or sum()"
+        )
+    return loss
+
+
 def _released(tensor: Tensor, own: set[int], outer: bool) -> Tensor:
     """Without its graph, unless that leads to anything but this call's own arguments."""
-    if not tensor.requires_grad:
+    if not tensor.requires_grad or (outer and _leads_elsewhere(tensor, own)):
         return tensor
-    if outer:
-        seen: set[int] = set()
-        stack = [tensor]
-        while stack:
-            x = stack.pop()
-            if id(x) in own or not x.requires_grad:
-                continue
-            if x.severed is not None or x.operation is None or x.cell is not None:
-                return tensor
-            if x.operation.sequence not in seen:
-                seen.add(x.operation.sequence)
-                stack.extend(x.operation.inputs)
     return tensor.detach()
+
+
+def _leads_elsewhere(tensor: Tensor, own: set[int]) -> bool:
+    """Whether backprop from `tensor` reaches anything but the tensors in `own`."""
+    seen: set[int] = set()
+    stack = [tensor]
+    while stack:
+        x = stack.pop()
+        if id(x) in own or not x.requires_grad:
+            continue
+        if x.severed is not None or x.operation is None or x.cell is not None:
+            return True
+        if x.operation.sequence not in seen:
+            seen.add(x.operation.sequence)
+            stack.extend(x.operation.inputs)
+    return False

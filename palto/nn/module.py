@@ -238,12 +238,12 @@ class Module(Watched):
         return ""
 
     def __repr__(self) -> str:
-        children = list(self.named_children())
-        head = f"{type(self).__name__}({self.extra_repr()}"
+        own = self.extra_repr()
+        children = [f"({name}): {child!r}" for name, child in self.named_children()]
         if not children:
-            return head + ")"
-        lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in children]
-        return head + "".join(f"\n  {line}" for line in lines) + "\n)"
+            return f"{type(self).__name__}({own})"
+        lines = [line.replace("\n", "\n  ") for line in (own, *children) if line]
+        return f"{type(self).__name__}(\n  " + "\n  ".join(lines) + "\n)"
 
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Module | Cell]]:

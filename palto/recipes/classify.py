@@ -47,20 +47,22 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m palto.recipes.classify",
         description="Train a network to tell ten kinds of clothes apart, and test it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", choices=MODELS, default="fully_connected", help="what to train")
-    parser.add_argument("--epochs", type=int, default=5, help="passes over the 60,000 images")
-    parser.add_argument("--batch-size", type=int, default=128, help="images in a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="the highest learning rate")
-    parser.add_argument("--workers", type=int, default=0, help="threads that load batches")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal runs")
-    parser.add_argument("--data", help="a folder with the four idx files, if you have them")
-    parser.add_argument("--save", help="write what was learned to this safetensors file")
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="fully_connected", help="what to train (%(default)s)")
+    add("--epochs", type=int, default=8, help="passes over the 60,000 images (%(default)s)")
+    add("--batch-size", type=int, default=128, help="images in a step (%(default)s)")
+    add("--lr", type=float, help="the highest learning rate (3e-3; alexnet 1e-3)")
+    add("--workers", type=int, default=0, help="threads that load batches (%(default)s)")
+    add("--seed", type=int, default=0, help="equal seeds give equal runs (%(default)s)")
+    add("--data", help="a folder with the four idx.gz files, if you have them")
+    add("--save", help="write what was learned to this safetensors file")
     args = parser.parse_args()
     for name in ("epochs", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.lr is None:
+        args.lr = 1e-3 if args.model == "alexnet" else 3e-3
     return args
 
 

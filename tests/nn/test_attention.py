@@ -161,5 +161,5 @@ def test_errors(call, message):
 
 def test_looks():
     assert repr(nn.MultiheadAttention(6, 3, 0.1)) == (
-        "MultiheadAttention(6, 3, dropout=0.1)\n  (out_proj): Linear(6, 6)\n)"
+        "MultiheadAttention(\n  6, 3, dropout=0.1\n  (out_proj): Linear(6, 6)\n)"
     )

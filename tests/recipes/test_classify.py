@@ -77,5 +77,5 @@ def test_help_teaches(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         classify.main()
     out = capsys.readouterr().out
-    for part in ("--model", "lenet", "default: 5", "60,000"):
+    for part in ("--model", "lenet", "60,000 images (8)"):
         assert part in out

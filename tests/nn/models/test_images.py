@@ -1,5 +1,7 @@
 """Models of images: shapes, parameters, PyTorch's numbers, modes, and that they learn."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ SMALL = {
 
 
 def linear(*widths):
-    return sum(n * m + m for n, m in zip(widths, widths[1:], strict=False))
+    return sum(n * m + m for n, m in pairwise(widths))
 
 
 def conv(kernel, channels, out, *, groups=1, bias=True):
@@ -79,7 +81,7 @@ def residual(stem, channels, widths, blocks, classes, *, projection):
         ),
         (
             lambda: models.alexnet(5, (64, 48, 3)), (64, 48, 3), 5,
-            small_alexnet(3, 7 * 5, 5), 3_138_373,
+            small_alexnet(3, 7 * 5, 5), 3_138_245,
         ),
         (
             models.resnet, (32, 32, 3), 10,
@@ -286,7 +288,8 @@ def test_a_few_images_are_learnt(name):
     make, image = SMALL[name]
     model, x = make(), images(10, *image)
     labels = palto.arange(10)
-    optimizer = optim.Adam(model, 3e-3 if name != "alexnet" else 1e-3)
+    # Dropout makes steps noisy, so a cautious rate.
+    optimizer = optim.Adam(model, 3e-3 if name != "alexnet" else 3e-4)
 
     def loss():
         return nn.functional.cross_entropy(model(x), labels)
