@@ -35,7 +35,7 @@ def scaled_dot_product_attention(
         value: shape (..., heads, S, width of the output).
         mask: bool, True where a query may look; or float, added to the scores. Broadcasts to
             (..., heads, L, S).
-        dropout_p: with which probability a weight is dropped, in training.
+        dropout_p: with which probability a weight is dropped; 0 in inference.
         is_causal: query i may look at keys 0 to i only.
         scale: instead of 1 / sqrt(width).
         generator: where dropout's choice comes from.

@@ -53,9 +53,16 @@ class Module(Watched):
             inference; set by :meth:`train` and :meth:`eval`.
     """
 
-    training: bool = True
+    training: bool
     # The name that the surrounding module knows this one by.
     _name: str | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """A module in training mode, before its ``__init__``."""
+        module = super().__new__(cls)
+        # Its own attribute from the start: compiled functions watch those for changes.
+        object.__setattr__(module, "training", True)
+        return module
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

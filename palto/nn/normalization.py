@@ -32,6 +32,16 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
+def _scale_and_shift(
+    shape: int | Sequence[int], affine: bool, bias: bool = True
+) -> tuple[Parameter | None, Parameter | None]:
+    """A weight of ones and a bias of zeros, or None for those not wanted."""
+    return (
+        Parameter(F.ones(shape)) if affine else None,
+        Parameter(F.zeros(shape)) if affine and bias else None,
+    )
+
+
 # Batch norm
 
 
@@ -131,8 +141,7 @@ class _BatchNorm(Module):
         self.eps = eps
         self.momentum = momentum
         self.track_running_stats = track_running_stats
-        self.weight = Parameter(F.ones(num_features)) if affine else None
-        self.bias = Parameter(F.zeros(num_features)) if affine else None
+        self.weight, self.bias = _scale_and_shift(num_features, affine)
         self.running_mean = Buffer(F.zeros(num_features)) if track_running_stats else None
         self.running_var = Buffer(F.ones(num_features)) if track_running_stats else None
         self.num_batches_tracked = Buffer(np.int64(0)) if track_running_stats else None
@@ -154,16 +163,18 @@ class _BatchNorm(Module):
                 f"{x.shape}"
             )
         training = self.training or self.running_mean is None
+        counter = self.num_batches_tracked if self.training else None
+        count = None if counter is None else counter + 1
         momentum: Any = self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            seen = self.num_batches_tracked.read() + 1
-            self.num_batches_tracked.assign(seen)
-            if momentum is None:
-                momentum = 1 / F.astype(seen, dtypes.float32)
-        return batch_norm(
+        if momentum is None and count is not None:
+            momentum = 1 / F.astype(count, dtypes.float32)
+        y = batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum,
             self.eps,
         )  # fmt: skip
+        if counter is not None:
+            counter.assign(count)
+        return y
 
     def extra_repr(self) -> str:
         """The channels, and what differs from the usual."""
@@ -222,7 +233,7 @@ class BatchNorm2d(_BatchNorm):
 @composite
 def layer_norm(
     x: Tensor,
-    normalized_shape: Sequence[int],
+    normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -243,8 +254,8 @@ def layer_norm(
     return _affine(_normalised(x, axes, eps)[0], weight, bias)
 
 
-def _last_axes(what: str, x: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(shape)
+def _last_axes(what: str, x: Tensor, shape: int | Sequence[int]) -> tuple[int, ...]:
+    shape = _as_shape(shape)
     if not shape or x.shape[-len(shape) :] != shape:
         lengths = ", ".join(map(str, shape))
         raise ValueError(f"{what} wants an input of shape (..., {lengths}), got {x.shape}")
@@ -281,9 +292,7 @@ class LayerNorm(Module):
     ) -> None:
         self.normalized_shape = _as_shape(normalized_shape)
         self.eps = eps
-        self.weight = Parameter(F.ones(self.normalized_shape)) if elementwise_affine else None
-        has_bias = elementwise_affine and bias
-        self.bias = Parameter(F.zeros(self.normalized_shape)) if has_bias else None
+        self.weight, self.bias = _scale_and_shift(self.normalized_shape, elementwise_affine, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *normalized_shape), kept."""
@@ -298,7 +307,7 @@ class LayerNorm(Module):
 @composite
 def rms_norm(
     x: Tensor,
-    normalized_shape: Sequence[int],
+    normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
@@ -342,7 +351,7 @@ class RMSNorm(Module):
     ) -> None:
         self.normalized_shape = _as_shape(normalized_shape)
         self.eps = eps
-        self.weight = Parameter(F.ones(self.normalized_shape)) if elementwise_affine else None
+        self.weight, _ = _scale_and_shift(self.normalized_shape, elementwise_affine, False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *normalized_shape), kept."""
@@ -420,8 +429,7 @@ class GroupNorm(Module):
         self.num_groups = num_groups
         self.num_channels = num_channels
         self.eps = eps
-        self.weight = Parameter(F.ones(num_channels)) if affine else None
-        self.bias = Parameter(F.zeros(num_channels)) if affine else None
+        self.weight, self.bias = _scale_and_shift(num_channels, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ..., num_channels), kept."""
@@ -484,8 +492,7 @@ class InstanceNorm2d(Module):
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         self.num_features = num_features
         self.eps = eps
-        self.weight = Parameter(F.ones(num_features)) if affine else None
-        self.bias = Parameter(F.zeros(num_features)) if affine else None
+        self.weight, self.bias = _scale_and_shift(num_features, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, num_features), kept."""

@@ -38,7 +38,8 @@ FLOATING = (float32, float64)
 COMPLEX = (complex64,)
 NUMERIC = INTEGER + FLOATING + COMPLEX
 REAL = INTEGER + FLOATING
-DIFFERENTIABLE = FLOATING + COMPLEX
+INEXACT = FLOATING + COMPLEX
+DIFFERENTIABLE = (*INEXACT, bfloat16)
 ORDERED = (bool, *REAL)
 
 _SIGNED_OF_WIDTH: dict[int, DType] = {8: int8, 32: int32, 64: int64}
@@ -117,7 +118,7 @@ def scalar_dtype(value: Any, beside: DType | None) -> DType:
     elif isinstance(value, int):
         fits = beside != bool
     elif isinstance(value, float):
-        fits = beside in DIFFERENTIABLE or beside == bfloat16
+        fits = beside in DIFFERENTIABLE
     else:
         if beside == float32:
             return complex64

@@ -67,10 +67,12 @@ def uniform(
 ) -> Tensor:
     """Numbers from `low` up to but without `high`, all equally likely, in steps of 2^-24."""
     bits = (generator or default_generator).bits(shape)
-    unit = F.astype(bits >> 8, dtypes.float32) * 2.0**-24
+    result = F.astype(bits >> 8, dtypes.float32) * 2.0**-24
     if (low, high) != (0.0, 1.0):
-        unit = unit * (high - low) + low
-    return F.astype(unit, dtype)
+        # Rounding must not reach `high`.
+        below = float(np.nextafter(np.float32(high), np.float32(low)))
+        result = F.minimum(result * (high - low) + low, below)
+    return F.astype(result, dtype)
 
 
 def normal(

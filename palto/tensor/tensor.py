@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -36,7 +37,7 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "_grad", "_value", "cell", "dtype", "index", "operation",
+        "__weakref__", "_cell", "_grad", "_value", "dtype", "index", "operation",
         "requires_grad", "severed", "shape", "trace",
     )  # fmt: skip
 
@@ -69,12 +70,21 @@ class Tensor:
         self.index = index
         #: The trace that this valueless tensor belongs to; None for a tensor with a value.
         self.trace = trace
-        #: The cell of which this is a read.
-        self.cell: Cell | None = None
+        # Weakly, so that the memory of a cell that nobody holds is free at once.
+        self._cell: weakref.ref[Cell] | None = None
         #: Why backprop can no longer pass through here, if it cannot.
         self.severed: str | None = None
 
     # What it is
+
+    @property
+    def cell(self) -> Cell | None:
+        """The cell of which this is a read, if it is one."""
+        return None if self._cell is None else self._cell()
+
+    @cell.setter
+    def cell(self, cell: Cell) -> None:
+        self._cell = weakref.ref(cell)
 
     @property
     def ndim(self) -> int:
@@ -506,14 +516,23 @@ class Cell(Tensor):
         self.operation, self.index, self.trace = None, 0, None
         self.cell, self.severed = self, None
         self._grad = None
-        self.requires_grad = requires_grad
-        if requires_grad:
-            self.requires_grad_()
-        self._bind(tensor.array())
+        self._bind(tensor.array(), requires_grad=False)
+        self.requires_grad_(requires_grad)
 
     @property
     def _value(self) -> Array | None:  # type: ignore[override]
         return None if graph.current_trace() is not None else self._leaf._value
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether ``backward()`` leaves a gradient here; False while the cell is frozen."""
+        return self._leaf.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        if requires_grad != self._leaf.requires_grad:
+            self._bind(self._leaf.array(), requires_grad)
+            graph.note_mutation()
 
     @property
     def grad(self) -> Tensor | None:
@@ -539,18 +558,10 @@ class Cell(Tensor):
         trace = graph.current_trace()
         return self.grad_is_pending if trace is None else self in trace.root.pending
 
-    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Freeze or unfreeze the cell."""
-        super().requires_grad_(requires_grad)
-        if hasattr(self, "_leaf"):
-            self._bind(self._leaf.array())
-            graph.note_mutation()
-        return self
-
     def recast(self, dtype: DType) -> None:
         """Hold the same numbers in another dtype from now on."""
         self.dtype = dtype
-        self._bind(self._leaf.array().astype(dtype))
+        self._bind(self._leaf.array().astype(dtype), self.requires_grad)
         self.version += 1
         graph.note_mutation()
 
@@ -566,9 +577,11 @@ class Cell(Tensor):
             ValueError: another shape.
             TypeError: another dtype.
         """
-        tensor = functions.asarray(value)
         if isinstance(value, int | float | complex):
-            tensor = functions.full(self.shape, value, dtype=self.dtype)
+            dtype = dtypes.scalar_dtype(value, self.dtype)
+            tensor = functions.full(self.shape, value, dtype=dtype)
+        else:
+            tensor = functions.asarray(value)
         self._accepts(tensor.shape, tensor.dtype)
         trace = graph.current_trace()
         if trace is None:
@@ -578,19 +591,19 @@ class Cell(Tensor):
 
     def store(self, array: Array) -> None:
         """Hold `array`, which has the cell's shape and dtype and which nobody writes to again."""
-        self._bind(np.ascontiguousarray(array).reshape(self.shape))
+        self._bind(array, self.requires_grad)
         self.version += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         slots = {name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())}
-        for name in slots - {"_leaf", "_value", "_grad", "__weakref__"}:
+        for name in slots - {"_leaf", "_value", "_grad", "requires_grad", "__weakref__"}:
             setattr(copy, name, getattr(self, name))
         if hasattr(self, "__dict__"):
             vars(copy).update(vars(self))
         copy.cell, copy._grad, copy.grad_is_pending = copy, None, False
-        copy._bind(self._leaf.array())
+        copy._bind(self._leaf.array(), self.requires_grad)
         return copy
 
     def _accepts(self, shape: Shape, dtype: DType) -> None:
@@ -603,9 +616,10 @@ class Cell(Tensor):
                 f"cast the value with .astype(palto.{self.dtype.name})"
             )
 
-    def _bind(self, array: Array) -> None:
+    def _bind(self, array: Array, requires_grad: bool) -> None:
         # A new leaf, never a write into the old buffer: earlier reads keep their value.
-        leaf = Tensor(self.shape, self.dtype, array, requires_grad=self.requires_grad)
+        array = np.ascontiguousarray(array).reshape(self.shape)
+        leaf = Tensor(self.shape, self.dtype, array, requires_grad=requires_grad)
         leaf.cell = self
         self._leaf = leaf
 

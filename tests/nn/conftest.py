@@ -111,7 +111,9 @@ class Twins:
             np.zeros(x.shape) if g is None else g.numpy()
             for x, g in zip([*floats, *parameters], found, strict=True)
         ]
-        into_inputs = [channels_last(g) if images and g.ndim > 2 else g for g in found[: len(floats)]]
+        into_inputs = [
+            channels_last(g) if images and g.ndim > 2 else g for g in found[: len(floats)]
+        ]
         return value, [*into_inputs, found[len(floats) :]]
 
     @staticmethod

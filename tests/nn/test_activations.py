@@ -58,7 +58,10 @@ def test_softmax_is_pytorchs(twins, torch, rng, name, axis):
         np.testing.assert_allclose(y, theirs(torch.tensor(with_masked)).numpy())
 
 
-@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=6), st.floats(-1e3, 1e3))
+@given(
+    st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=6),
+    st.floats(-1e3, 1e3),
+)
 def test_softmax_is_a_distribution_and_does_not_feel_a_shift(values, shift):
     x = palto.asarray(values)
     a = F.softmax(x).numpy()
@@ -116,9 +119,7 @@ def test_second_derivatives(gradcheck, rng):
 def test_maxout(gradcheck, twins, torch, rng):
     x = rng.normal(size=(2, 5, 6))
     gradcheck(lambda x: F.maxout(x, 3), x)
-    twins.functions(
-        lambda x: F.maxout(x, 3), lambda x: x.reshape(2, 5, 2, 3).amax(-1), x
-    )
+    twins.functions(lambda x: F.maxout(x, 3), lambda x: x.reshape(2, 5, 2, 3).amax(-1), x)
     model = nn.Sequential(nn.Linear(4, 6), nn.Maxout(2))
     assert model(palto.zeros((5, 4))).shape == (5, 3)
     with pytest.raises(ValueError, match=r"a multiple of 4, got shape \(2, 6\)"):

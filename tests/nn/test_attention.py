@@ -52,9 +52,7 @@ def test_causal_attention_does_not_see_the_future(rng):
     x = rng.normal(size=(6, 4))
     changed = x.copy()
     changed[4:] = 9
-    before, after = (
-        attend(*[palto.asarray(a)] * 3, is_causal=True).numpy() for a in (x, changed)
-    )
+    before, after = (attend(*[palto.asarray(a)] * 3, is_causal=True).numpy() for a in (x, changed))
     np.testing.assert_array_equal(before[:4], after[:4])
     assert not np.allclose(before[4:], after[4:])
 
@@ -66,7 +64,9 @@ def test_large_scores_do_not_overflow():
 
 def test_dropout_of_weights(rng):
     q, k = (palto.asarray(rng.normal(size=(8, 4)).astype(np.float32)) for _ in range(2))
-    results = np.stack([attend(q, k, palto.ones((8, 1)), dropout_p=0.5).numpy() for _ in range(400)])
+    results = np.stack(
+        [attend(q, k, palto.ones((8, 1)), dropout_p=0.5).numpy() for _ in range(400)]
+    )
     assert results.std() > 0.1
     np.testing.assert_allclose(results.mean(0), 1, atol=0.1)
 
@@ -79,36 +79,29 @@ def test_attention_is_one_operation_in_a_trace(traced, rng):
     np.testing.assert_allclose(y, expected, rtol=1e-14)
 
 
-class _Theirs:
-    """PyTorch's module, called the same way."""
+def called_alike(torch, **options):
+    """PyTorch's module, for self-attention by default and without the weights it also gives."""
 
-    def __new__(cls, torch, module, **options):
-        class Wrapped(torch.nn.Module):
-            def forward(self, query, key=None, value=None):
-                key = query if key is None else key
-                value = key if value is None else value
-                return module(query, key, value, need_weights=False, **options)[0]
+    class Attention(torch.nn.MultiheadAttention):
+        def forward(self, query, key=None, value=None):
+            key = query if key is None else key
+            value = key if value is None else value
+            return super().forward(query, key, value, need_weights=False, **options)[0]
 
-        wrapped = Wrapped()
-        wrapped.named_parameters = module.named_parameters
-        wrapped.parameters = module.parameters
-        wrapped.state_dict = module.state_dict
-        wrapped.double = module.double
-        return wrapped
+    return Attention
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("inputs", [1, 2, 3])
 def test_multihead_attention_is_pytorchs(twins, torch, rng, inputs, bias):
     ours = nn.MultiheadAttention(6, 3, bias=bias)
-    theirs = torch.nn.MultiheadAttention(6, 3, bias=bias, batch_first=True)
-    arrays = [rng.normal(size=(2, n, 6)) for n in (4, 5, 5)[:inputs]]
-    twins.layers(ours, _Theirs(torch, theirs), *arrays)
+    theirs = called_alike(torch)(6, 3, bias=bias, batch_first=True)
+    twins.layers(ours, theirs, *(rng.normal(size=(2, n, 6)) for n in (4, 5, 5)[:inputs]))
 
 
 def test_masks_of_multihead_attention(twins, torch, rng):
-    theirs = torch.nn.MultiheadAttention(6, 3, batch_first=True)
     future = torch.ones(5, 5, dtype=torch.bool).triu(1)  # True: must not look
+    theirs = called_alike(torch, attn_mask=future)(6, 3, batch_first=True)
     x = rng.normal(size=(2, 5, 6))
 
     class Causal(nn.MultiheadAttention):
@@ -120,7 +113,7 @@ def test_masks_of_multihead_attention(twins, torch, rng):
             return super().forward(x, mask=palto.asarray(~future.numpy()))
 
     for kind in (Causal, Masked):
-        twins.layers(kind(6, 3), _Theirs(torch, theirs, attn_mask=future), x)
+        twins.layers(kind(6, 3), theirs, x)
 
 
 def test_multihead_attention_starts_as_pytorchs_does():
@@ -143,7 +136,10 @@ def test_dropout_only_in_training(rng):
     ("call", "message"),
     [
         (lambda: nn.MultiheadAttention(6, 4), "4 heads do not divide a width of 6"),
-        (lambda: nn.MultiheadAttention(6, 3)(palto.zeros((4, 6))), r"\(N, length, 6\), got \(4, 6\)"),
+        (
+            lambda: nn.MultiheadAttention(6, 3)(palto.zeros((4, 6))),
+            r"\(N, length, 6\), got \(4, 6\)",
+        ),
         (
             lambda: attend(palto.zeros((2, 3)), palto.zeros((2, 4)), palto.zeros((2, 4))),
             r"got \(2, 3\), \(2, 4\) and \(2, 4\)",

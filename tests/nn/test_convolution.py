@@ -36,7 +36,8 @@ def test_convolution_is_pytorchs(twins, torch, rng, dims, options):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize(
-    ("kernel", "padding", "space"), [((3, 2), (1, 0), (5, 4)), ((1, 1), 0, (1, 1)), (4, "same", (5, 6))]
+    ("kernel", "padding", "space"),
+    [((3, 2), (1, 0), (5, 4)), ((1, 1), 0, (1, 1)), (4, "same", (5, 6))],
 )
 def test_convolution_of_small_and_odd_sizes(twins, torch, rng, batch, kernel, padding, space):
     ours = nn.Conv2d(3, 5, kernel, padding=padding)

@@ -45,7 +45,9 @@ def test_integer_images_want_a_cast():
 
 def test_flatten_keeps_channels_fastest(rng):
     images = rng.normal(size=(2, 3, 4, 5))
-    np.testing.assert_array_equal(nn.Flatten()(palto.asarray(images)).numpy(), images.reshape(2, 60))
+    np.testing.assert_array_equal(
+        nn.Flatten()(palto.asarray(images)).numpy(), images.reshape(2, 60)
+    )
     assert nn.Flatten(2)(palto.zeros((2, 3, 4, 5))).shape == (2, 3, 20)
     assert nn.Flatten(0, 1)(palto.zeros((2, 3, 4, 5))).shape == (6, 4, 5)
     assert nn.Flatten()(palto.zeros((0, 3, 4))).shape == (0, 12)

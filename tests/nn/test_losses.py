@@ -120,9 +120,7 @@ def test_masked_classes(soft):
 
 def test_targets_may_have_gradients(gradcheck, rng):
     gradcheck(F.cross_entropy, rng.normal(size=(3, 4)), distributions(rng, (3, 4)))
-    gradcheck(
-        F.binary_cross_entropy_with_logits, rng.normal(size=(3, 4)), rng.random((3, 4))
-    )
+    gradcheck(F.binary_cross_entropy_with_logits, rng.normal(size=(3, 4)), rng.random((3, 4)))
     gradcheck(F.mse_loss, rng.normal(size=(3, 4)), rng.normal(size=(3, 4)))
 
 

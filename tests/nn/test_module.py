@@ -97,7 +97,9 @@ def test_a_state_dict_goes_round(rng):
 def test_a_state_that_does_not_fit_changes_nothing():
     model, before = Net(), None
     before = values(model)
-    state = {name: palto.ones(cell.shape) for name, cell in model.named_cells() if name != "scratch"}
+    state = {
+        name: palto.ones(cell.shape) for name, cell in model.named_cells() if name != "scratch"
+    }
     del state["norm.bias"], state["heads.a.bias"]
     state["surplus"] = palto.ones(1)
     state["heads.a.weight"] = palto.ones((5, 3))
@@ -184,6 +186,17 @@ def test_looks():
         "  )\n"
         ")"
     )
+
+
+def test_a_compiled_model_sees_its_mode_change():
+    model = nn.Sequential(nn.Sequential(nn.Dropout(0.5)))
+    forward = palto.compile(lambda x: model(x))
+    x = palto.ones(64)
+    assert forward(x).tolist() != x.tolist()
+    model.eval()
+    assert forward(x).tolist() == x.tolist()
+    model[0][0].train()
+    assert forward(x).tolist() != x.tolist()
 
 
 def test_the_whole_net_compiles_to_what_it_computes(rng):

@@ -11,7 +11,9 @@ def test_the_classical_neuron(rng, shape):
     x = rng.normal(size=shape).astype(np.float32)
     neuron = nn.Neuron(3)
     total = x @ neuron.weight.numpy() - neuron.threshold.numpy()
-    np.testing.assert_allclose(neuron(palto.asarray(x)).numpy(), 1 / (1 + np.exp(-total)), rtol=1e-5)
+    np.testing.assert_allclose(
+        neuron(palto.asarray(x)).numpy(), 1 / (1 + np.exp(-total)), rtol=1e-5
+    )
 
 
 def test_it_is_one_row_of_a_linear_layer(rng):
@@ -41,20 +43,25 @@ def test_features_may_be_modules():
     assert outer(palto.zeros((5, 2))).shape == (5,)
 
 
-def test_gradients(gradcheck, rng):
-    functions = [lambda x: x[..., 0] * x[..., 1], lambda x: palto.sin(x).sum(-1)]
-    for features in (3, functions):
-        neuron = nn.Neuron(features).to(palto.float64)
-        gradcheck(neuron, rng.normal(size=(4, 3)))
+@pytest.mark.parametrize("products", [False, True])
+def test_gradients(gradcheck, rng, products):
+    features = [lambda x: x[..., 0] * x[..., 1], lambda x: palto.sin(x).sum(-1)]
+    neuron = nn.Neuron(features if products else 3).to(palto.float64)
+    x = rng.normal(size=(4, 3))
+    gradcheck(neuron, x)
 
-        def of_parameters(weight, threshold, neuron=neuron, x=rng.normal(size=(4, 3))):
-            values = {"weight": weight, "threshold": threshold}
-            x = palto.asarray(x)
-            if neuron.features is not None:
-                x = palto.stack([f(x) for f in neuron.features], axis=-1)
-            return nn.functional.sigmoid((x * values["weight"]).sum(-1) - values["threshold"])
+    def of_parameters(weight, threshold):
+        f = palto.asarray(x)
+        f = palto.stack([feature(f) for feature in features], axis=-1) if products else f
+        return nn.functional.sigmoid((f * weight).sum(-1) - threshold)
 
-        gradcheck(of_parameters, neuron.weight.numpy(), neuron.threshold.numpy())
+    weight, threshold = neuron.weight.numpy(), neuron.threshold.numpy()
+    np.testing.assert_allclose(
+        of_parameters(palto.asarray(weight), palto.asarray(threshold)).numpy(),
+        neuron(palto.asarray(x)).numpy(),
+        rtol=1e-12,
+    )
+    gradcheck(of_parameters, weight, threshold)
 
 
 def test_backprop_reaches_weight_and_threshold(rng):

@@ -80,6 +80,13 @@ def test_running_statistics_reach_the_datas(rng):
     assert layer.num_batches_tracked.item() == 0
 
 
+def test_a_refused_batch_changes_nothing():
+    layer = nn.BatchNorm1d(2)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        layer(palto.zeros((1, 2)))
+    assert layer.num_batches_tracked.item() == 0
+
+
 def test_batch_norm_remembers_no_gradient():
     layer = nn.BatchNorm1d(2)
     layer(palto.asarray([[1.0, 2.0], [3.0, 5.0]], requires_grad=True))
@@ -99,7 +106,9 @@ def test_layer_norm_is_pytorchs(twins, torch, rng, normalized_shape, shape, bias
     twins.layers(ours, theirs, 5 + rng.normal(size=shape))
     plain = nn.LayerNorm(normalized_shape, elementwise_affine=False)
     twins.layers(
-        plain, torch.nn.LayerNorm(normalized_shape, elementwise_affine=False), rng.normal(size=shape)
+        plain,
+        torch.nn.LayerNorm(normalized_shape, elementwise_affine=False),
+        rng.normal(size=shape),
     )
 
 
@@ -111,12 +120,10 @@ def test_rms_norm_is_pytorchs(twins, torch, rng, eps, affine):
     twins.layers(ours, theirs, rng.normal(size=(2, 3, 6)))
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 4, 6), (3, 6)])
 def test_group_norm_is_pytorchs(twins, torch, rng, groups, affine, shape):
-    if len(shape) == 2 and groups == 6:
-        pytest.skip("PyTorch refuses one value in a group")
     ours, theirs = (n.GroupNorm(groups, 6, affine=affine) for n in (nn, torch.nn))
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter)
@@ -187,9 +194,15 @@ def test_constant_input(constant):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nn.BatchNorm1d(3)(palto.zeros((1, 3))), r"more than 1 value .* got shape \(1, 3\)"),
+        (
+            lambda: nn.BatchNorm1d(3)(palto.zeros((1, 3))),
+            r"more than 1 value .* got shape \(1, 3\)",
+        ),
         (lambda: nn.BatchNorm2d(3)(palto.zeros((1, 1, 1, 3))), r"or call model.eval\(\)"),
-        (lambda: nn.BatchNorm2d(3)(palto.zeros((2, 3, 4, 4))), r"\(N, ..., 3\), got \(2, 3, 4, 4\)"),
+        (
+            lambda: nn.BatchNorm2d(3)(palto.zeros((2, 3, 4, 4))),
+            r"\(N, ..., 3\), got \(2, 3, 4, 4\)",
+        ),
         (lambda: nn.BatchNorm2d(3)(palto.zeros((4, 3))), r"\(N, H, W, C\), got \(4, 3\)"),
         (lambda: nn.BatchNorm1d(3)(palto.zeros((2, 4, 4, 3))), r"\(N, C\) or \(N, L, C\), got"),
         (lambda: F.batch_norm(palto.zeros((4, 3))), "wants running_mean and running_var"),

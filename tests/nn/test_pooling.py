@@ -51,9 +51,10 @@ def test_an_empty_batch(twins, torch):
 
 
 def test_a_border_is_never_the_largest():
-    assert F.max_pool2d(-palto.ones((1, 2, 2, 1)), 2, padding=1).tolist() == (
-        -np.ones((1, 2, 2, 1))
-    ).tolist()
+    assert (
+        F.max_pool2d(-palto.ones((1, 2, 2, 1)), 2, padding=1).tolist()
+        == (-np.ones((1, 2, 2, 1))).tolist()
+    )
 
 
 def test_nan_and_infinity_show():
@@ -80,12 +81,18 @@ def test_adaptive_pooling_of_sequences(twins, torch, rng, size):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nn.MaxPool2d(2)(palto.zeros((4, 4, 3))), r"\(N, H, W, C\), got \(4, 4, 3\); a sin"),
+        (
+            lambda: nn.MaxPool2d(2)(palto.zeros((4, 4, 3))),
+            r"\(N, H, W, C\), got \(4, 4, 3\); a sin",
+        ),
         (lambda: nn.AvgPool1d(2)(palto.zeros((2, 4, 4, 3))), r"\(N, L, C\), got \(2, 4, 4, 3\)"),
         (lambda: F.max_pool2d(palto.zeros((2, 4, 4, 3)), 2, padding=2), "more than half"),
         (lambda: F.avg_pool2d(palto.zeros((2, 4, 4, 3)), 2, padding=2), "more than half"),
         (lambda: F.max_pool2d(palto.zeros((2, 4, 4, 3)), 5), "does not fit"),
-        (lambda: F.max_pool2d(palto.zeros((2, 4, 4, 3)), 2, 0), "stride is 2 numbers of at least 1"),
+        (
+            lambda: F.max_pool2d(palto.zeros((2, 4, 4, 3)), 2, 0),
+            "stride is 2 numbers of at least 1",
+        ),
         (lambda: nn.AdaptiveAvgPool2d((1, 2, 3))(palto.zeros((2, 4, 4, 3))), "output_size is 2"),
         (lambda: nn.AdaptiveAvgPool2d(0)(palto.zeros((2, 4, 4, 3))), "at least 1"),
     ],

@@ -61,7 +61,11 @@ def test_inputs_of_other_kinds():
             return self.attend(self.embed(tokens), x), x
 
     model = Model()
-    for tokens in (((2, 3), "int64"), ([2, 3], palto.int32), palto.zeros((2, 3), dtype=palto.int64)):
+    for tokens in (
+        ((2, 3), "int64"),
+        ([2, 3], palto.int32),
+        palto.zeros((2, 3), dtype=palto.int64),
+    ):
         summary = model.summary(tokens, (2, 5, 4))
         assert summary.rows[0].outputs == ((2, 3, 4), (2, 5, 4))
         assert summary.rows[1].outputs == ((2, 3, 4),)

@@ -3,7 +3,7 @@ import pytest
 
 import palto
 from palto import optim
-from palto.nn.module import Buffer, Module, Parameter
+from palto.nn import BatchNorm1d, Module, Parameter
 
 from .conftest import assert_same, values
 
@@ -95,23 +95,6 @@ def test_frozen_parameters_have_no_average(case):
 # --- Batch normalisation -------------------------------------------------------------------------
 
 
-class Norm(Module):
-    """Batch normalisation at its simplest."""
-
-    def __init__(self, features):
-        self.running_mean = Buffer(np.zeros(features))
-        self.running_var = Buffer(np.ones(features))
-        self.momentum = 0.1
-
-    def forward(self, x):
-        if not self.training:
-            return (x - self.running_mean) / palto.sqrt(self.running_var + 1e-5)
-        mean, var = x.mean(0), x.var(0)
-        for cell, new in ((self.running_mean, mean), (self.running_var, var)):
-            cell.assign((1 - self.momentum) * cell + self.momentum * new.detach())
-        return (x - mean) / palto.sqrt(var + 1e-5)
-
-
 class Noise(Module):
     """Draws random numbers in training, and counts how often."""
 
@@ -128,11 +111,15 @@ class Noise(Module):
 class Normed(Module):
     def __init__(self):
         self.weight = Parameter(np.random.default_rng(2).normal(size=(4, 3)))
-        self.norm = Norm(3)
+        self.norm = BatchNorm1d(3).to("float64")
         self.noise = Noise()
 
     def forward(self, x):
         return self.norm(self.noise(x @ self.weight))
+
+
+def unbiased(x, axis):
+    return np.var(x, axis, ddof=1)
 
 
 @pytest.fixture
@@ -155,8 +142,10 @@ def normed():
     ],
     ids=["one", "three", "of-different-sizes-with-labels"],
 )
-def test_running_statistics_are_computed_anew(normed, batches):
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_computed_anew(normed, batches, momentum):
     model, optimizer, x = normed
+    model.norm.momentum = momentum
     statistics = {name: cell.numpy() for name, cell in model.named_buffers()}
     calls = model.noise.calls
     model.eval()
@@ -164,12 +153,12 @@ def test_running_statistics_are_computed_anew(normed, batches):
         hidden = x @ model.weight.numpy()
         parts = [len(b[0] if isinstance(b, tuple | list) else b) for b in batches(x)]
         split = np.split(hidden, np.cumsum(parts)[:-1])
-        for found, of in ((model.norm.running_mean, np.mean), (model.norm.running_var, np.var)):
+        for found, of in ((model.norm.running_mean, np.mean), (model.norm.running_var, unbiased)):
             wanted = sum(len(h) / 12 * of(h, axis=0) for h in split)
             np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
         assert not model.training
         assert not model.norm.training
-    assert model.norm.momentum == 0.1
+    assert model.norm.momentum == momentum
     assert model.noise.calls == calls
     for name, cell in model.named_buffers():
         np.testing.assert_array_equal(cell.numpy(), statistics[name])

@@ -180,17 +180,6 @@ def test_a_failed_check_leaves_everything_as_it_was(case32, check, message):
 
 def test_the_norm_comes_out_of_a_program(case32):
     network = case32.network()
-    optimizer = optim.SGD(network, 0.0)
-
-    @palto.compile
-    def step(x, y):
-        ((network(x) - y) ** 2).mean().backward()
-        norm = optim.clip_grad_norm_(optimizer, 0.1)
-        optimizer.step()
-        return norm, optim.clip_grad_norm_
-
-    with pytest.raises(palto.TraceError):
-        step(case32.x, case32.y)
 
     @palto.compile
     def norm(x, y):
@@ -199,7 +188,7 @@ def test_the_norm_comes_out_of_a_program(case32):
 
     case32.loss(network).backward()
     wanted = optim.clip_grad_norm_(network, 0.1)
-    optimizer.zero_grad()
+    optim.SGD(network).zero_grad()
     assert norm(case32.x, case32.y).item() == wanted.item()
 
 

@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from palto import nn
 from palto.tensor import Tensor
 
 
 class AlexNet(nn.Module):
-    """Five convolutions and three linear layers; see `alexnet`."""
+    """Five convolutions and three linear layers; see `alexnet`.
 
-    def __init__(self, features: nn.Sequential, classifier: nn.Sequential) -> None:
-        self.features = features
-        self.classifier = classifier
-        for layer in (*features, *classifier):
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+    Args:
+        conv1: the first convolution.
+        widths: the channels of the other four.
+        pixels: how many pixels pooling leaves at the end.
+        hidden: the width of the two hidden linear layers.
+        classes: how many classes to tell apart.
+    """
+
+    def __init__(
+        self, conv1: nn.Conv2d, widths: tuple[int, ...], pixels: int, hidden: int, classes: int
+    ) -> None:
+        c1, (c2, c3, c4, c5) = conv1.weight.shape[-1], widths
+        self.conv1 = conv1
+        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=2)
+        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
+        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=2)
+        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=2)
+        self.relu = nn.ReLU()
+        # The paper's alpha is 1e-4 for each of the five neighbours; here it is for their mean.
+        self.norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+        self.pool = nn.MaxPool2d(3, stride=2)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(0.5)
+        self.fc1 = nn.Linear(pixels * c5, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, classes)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, height, width, channels) to logits (N, classes)."""
-        logits: Tensor = self.classifier(self.features(x))
+        x = self.pool(self.norm(self.relu(self.conv1(x))))
+        x = self.pool(self.norm(self.relu(self.conv2(x))))
+        x = self.relu(self.conv3(x))
+        x = self.relu(self.conv4(x))
+        x = self.pool(self.relu(self.conv5(x)))
+        x = self.relu(self.fc1(self.dropout(self.flatten(x))))
+        x = self.relu(self.fc2(self.dropout(x)))
+        logits: Tensor = self.fc3(x)
         return logits
 
 
@@ -55,16 +83,15 @@ def alexnet(classes: int = 1000, image: tuple[int, int, int] = (224, 224, 3)) ->
     """
     height, width, channels = image
     if (height, width) == (224, 224):
-        first = nn.Conv2d(channels, 96, 11, stride=4, padding=2)
-        return _alexnet(first, (96, 256, 384, 384, 256), (6, 6), 4096, classes)
+        conv1 = nn.Conv2d(channels, 96, 11, stride=4, padding=2)
+        return AlexNet(conv1, (256, 384, 384, 256), 6 * 6, 4096, classes)
     if not (28 <= height <= 64 and 28 <= width <= 64):
         raise ValueError(
             f"alexnet takes images of 224 x 224, or of 28 to 64 pixels a side, got {height} x "
             f"{width}; resize them to one of these"
         )
-    first = nn.Conv2d(channels, 48, 5, padding=2)
-    last = (_pooled(height), _pooled(width))
-    return _alexnet(first, (48, 128, 192, 192, 128), last, 512, classes)
+    conv1 = nn.Conv2d(channels, 48, 5, padding=2)
+    return AlexNet(conv1, (128, 192, 192, 128), _pooled(height) * _pooled(width), 512, classes)
 
 
 def _pooled(length: int) -> int:
@@ -72,31 +99,3 @@ def _pooled(length: int) -> int:
     for _ in range(3):
         length = (length - 3) // 2 + 1
     return length
-
-
-def _alexnet(
-    first: nn.Conv2d, channels: tuple[int, ...], last: tuple[int, int], hidden: int, classes: int
-) -> AlexNet:
-    c1, c2, c3, c4, c5 = channels
-
-    def normalised() -> list[Any]:
-        # The paper's alpha is 1e-4 for each of the five neighbours; here it is for their mean.
-        return [nn.ReLU(), nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), pool()]
-
-    def pool() -> nn.MaxPool2d:
-        return nn.MaxPool2d(3, stride=2)
-
-    features = nn.Sequential(
-        *(first, *normalised()),
-        *(nn.Conv2d(c1, c2, 5, padding=2, groups=2), *normalised()),
-        *(nn.Conv2d(c2, c3, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(c3, c4, 3, padding=1, groups=2), nn.ReLU()),
-        *(nn.Conv2d(c4, c5, 3, padding=1, groups=2), nn.ReLU(), pool()),
-    )
-    classifier = nn.Sequential(
-        nn.Flatten(),
-        *(nn.Dropout(0.5), nn.Linear(last[0] * last[1] * c5, hidden), nn.ReLU()),
-        *(nn.Dropout(0.5), nn.Linear(hidden, hidden), nn.ReLU()),
-        nn.Linear(hidden, classes),
-    )
-    return AlexNet(features, classifier)

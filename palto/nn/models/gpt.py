@@ -44,7 +44,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
+        self.blocks = tuple(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -63,8 +63,11 @@ class GPT(nn.Module):
                 f"{tokens.shape}; cut the text, or make the model with a longer context"
             )
         x = self.tokens(tokens) + self.positions(F.arange(time))
-        x = self.norm(self.blocks(self.dropout(x)))
-        logits: Tensor = x @ self.tokens.weight.T  # the head is the embedding, turned around
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        # The head is the embedding, turned around.
+        logits: Tensor = self.norm(x) @ self.tokens.weight.T
         return logits
 
 

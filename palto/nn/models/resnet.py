@@ -51,27 +51,50 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of blocks, the mean over all pixels, and a linear layer; see `resnet`."""
+    """A convolution, stages of blocks, the mean over all pixels, a linear layer; see `resnet`.
+
+    Args:
+        conv: the first convolution.
+        pool: what follows it; None for nothing.
+        widths: the channels of each stage.
+        counts: the blocks of each stage; the first of all but the first stage halves the image.
+        classes: how many classes to tell apart.
+        projection: as in `BasicBlock`.
+    """
 
     def __init__(
-        self, stem: nn.Sequential, widths: list[int], blocks: list[int], classes: int, *,
+        self,
+        conv: nn.Conv2d,
+        pool: nn.MaxPool2d | None,
+        widths: list[int],
+        counts: list[int],
+        classes: int,
+        *,
         projection: bool,
-    ) -> None:  # fmt: skip
-        self.stem = stem
-        stages, channels = [], widths[0]
-        for number, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            stage = []
+    ) -> None:
+        channels = widths[0]
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(channels)
+        self.pool = pool
+        blocks = []
+        for stage, (width, count) in enumerate(zip(widths, counts, strict=True)):
             for place in range(count):
-                stride = 2 if number and place == 0 else 1
-                stage.append(BasicBlock(channels, width, stride, projection=projection))
+                stride = 2 if stage and place == 0 else 1
+                blocks.append(BasicBlock(channels, width, stride, projection=projection))
                 channels = width
-            stages.append(nn.Sequential(*stage))
-        self.stages = nn.Sequential(*stages)
+        self.blocks = tuple(blocks)
         self.fc = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, height, width, channels) to logits (N, classes)."""
-        x = self.stages(self.stem(x))
+        x = nn.functional.relu(self.norm(self.conv(x)))
+        if self.pool is not None:
+            x = self.pool(x)
+        for block in self.blocks:
+            x = block(x)
         logits: Tensor = self.fc(x.mean((1, 2)))
         return logits
 
@@ -115,20 +138,10 @@ def resnet(depth: int = 20, classes: int = 10, image: tuple[int, int, int] = (32
             f"for smaller images than {height} x {width}"
         )
     if small:
-        stem = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
-        model = ResNet(stem, [16, 32, 64], [(depth - 2) // 6] * 3, classes, projection=False)
-    else:
-        stem = nn.Sequential(
-            nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
-        blocks = [2, 2, 2, 2] if depth == 18 else [3, 4, 6, 3]
-        model = ResNet(stem, [64, 128, 256, 512], blocks, classes, projection=True)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model
+        conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        counts = [(depth - 2) // 6] * 3
+        return ResNet(conv, None, [16, 32, 64], counts, classes, projection=False)
+    conv = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    pool = nn.MaxPool2d(3, stride=2, padding=1)
+    counts = [2, 2, 2, 2] if depth == 18 else [3, 4, 6, 3]
+    return ResNet(conv, pool, [64, 128, 256, 512], counts, classes, projection=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from palto.tensor import dtypes
 from palto.tensor.dtypes import DType
 from palto.tensor.graph import apply, current_trace, resolve
 from palto.tensor.primitives import movement as rows
-from palto.tensor.tensor import Shape, Tensor, TraceError
+from palto.tensor.tensor import Array, Shape, Tensor, TraceError
+
+_NUMBERS = (bool, int, float, complex)
 
 
 def asarray(
@@ -32,14 +35,16 @@ def asarray(
         ValueError: nested lists of unequal lengths.
     """
     wanted = None if dtype is None else dtypes.as_dtype(dtype)
-    if isinstance(obj, Tensor):
-        tensor = resolve(obj)
+    has_tensors = isinstance(obj, list | tuple) and _contains(obj, Tensor)
+    if has_tensors or isinstance(obj, Tensor):
+        tensor = _joined(obj) if has_tensors else resolve(obj)
         if wanted is not None and tensor.dtype != wanted:
             from palto.tensor.functions.elementwise import astype
 
             tensor = astype(tensor, wanted)
     else:
-        value = _array(obj, wanted, copy)
+        with np.errstate(all="ignore"):  # 1e300 in float32 is infinity
+            value = _array(obj, wanted, copy)
         tensor = Tensor(value.shape, value.dtype, value)
         trace = current_trace()
         if trace is not None and isinstance(obj, np.ndarray):
@@ -51,50 +56,54 @@ def asarray(
     return tensor
 
 
-def _array(obj: Any, wanted: DType | None, copy: bool | None) -> np.ndarray[Any, Any]:
-    if isinstance(obj, np.ndarray | np.generic):
-        array = np.asarray(obj)
+def _array(obj: Any, wanted: DType | None, copy: bool | None) -> Array:
+    if isinstance(obj, np.generic) or not isinstance(obj, (*_NUMBERS, list, tuple)):
+        array = _numeric(np.asarray(obj), obj)
         dtype = wanted or dtypes.as_dtype(array.dtype)
         share = copy is False and array.dtype == dtype
         return array if share else np.array(array, dtype=dtype, order="C")
-    if isinstance(obj, bool | int | float | complex):
-        return np.array(obj, dtype=wanted or dtypes.as_dtype(type(obj)))
-    if isinstance(obj, list | tuple) and _contains_tensor(obj):
-        obj = _values(obj)
+    if isinstance(obj, _NUMBERS):
+        return _number(obj, wanted or dtypes.as_dtype(type(obj)))
     try:
-        array = np.array(obj)
+        array = _numeric(np.array(obj, dtype=wanted), obj)
+    except OverflowError as error:
+        raise ValueError(f"asarray: a number is out of range: {error}") from None
     except ValueError as error:
-        raise ValueError(f"asarray wants lists of equal lengths: {error}") from None
-    if wanted is None and array.dtype.kind in "fc":
-        from_numpy = _contains_numpy(obj)
-        wanted = (
-            dtypes.as_dtype(array.dtype)
-            if from_numpy
-            else dtypes.float32
-            if array.dtype.kind == "f"
-            else dtypes.complex64
+        raise ValueError(f"asarray wants numbers in lists of equal lengths: {error}") from None
+    if wanted is None and (array.size == 0 or not _contains(obj, np.ndarray | np.generic)):
+        # Python's own floats have no dtype; these are the defaults.
+        wanted = {"f": dtypes.float32, "c": dtypes.complex64}.get(array.dtype.kind)
+    return array.astype(wanted or dtypes.as_dtype(array.dtype), copy=False)
+
+
+def _numeric(array: Array, source: Any) -> Array:
+    if array.dtype.kind in "OSUMm":
+        raise TypeError(
+            f"asarray wants numbers; {type(source).__name__} {str(source)[:40]!r} is none, or holds "
+            "other things"
         )
-    if wanted is None and array.size == 0:
-        wanted = dtypes.float32
-    return array.astype(wanted or dtypes.as_dtype(array.dtype))
+    return array
 
 
-def _contains_tensor(obj: Any) -> bool:
+def _contains(obj: Any, kind: Any) -> bool:
     if isinstance(obj, list | tuple):
-        return any(_contains_tensor(part) for part in obj)
-    return isinstance(obj, Tensor)
+        return any(_contains(part, kind) for part in obj)
+    return isinstance(obj, kind)
 
 
-def _contains_numpy(obj: Any) -> bool:
-    while isinstance(obj, list | tuple) and obj:
-        obj = obj[0]
-    return isinstance(obj, np.ndarray | np.generic)
+def _joined(parts: Sequence[Any]) -> Tensor:
+    """Nested lists with tensors in them; gradients pass."""
+    from palto.tensor.functions.elementwise import promote
+    from palto.tensor.functions.manipulation import stack
+
+    return stack(promote(*(asarray(p) if isinstance(p, list | tuple) else p for p in parts)))
 
 
-def _values(obj: Any) -> Any:
-    if isinstance(obj, list | tuple):
-        return [_values(part) for part in obj]
-    return obj.array() if isinstance(obj, Tensor) else obj
+def _number(value: Any, dtype: DType) -> Array:
+    try:
+        return np.array(value, dtype=dtype)
+    except OverflowError:
+        raise ValueError(f"the number {value} is out of range for {dtype.name}") from None
 
 
 def as_shape(shape: Any) -> Shape:
@@ -124,10 +133,8 @@ def constant(value: Any, dtype: DType) -> Tensor:
     Raises:
         ValueError: an integer outside of the dtype's range.
     """
-    try:
-        return Tensor((), dtype, np.array(value, dtype=dtype))
-    except OverflowError:
-        raise ValueError(f"the number {value} is out of range for {dtype.name}") from None
+    with np.errstate(over="ignore"):
+        return Tensor((), dtype, _number(value, dtype))
 
 
 def full(shape: Any, fill_value: Any, *, dtype: Any = None) -> Tensor:
@@ -151,17 +158,18 @@ def ones(shape: Any, *, dtype: Any = dtypes.float32) -> Tensor:
     return full(shape, 1, dtype=dtype)
 
 
-def full_like(x: Tensor, fill_value: Any, *, dtype: Any = None) -> Tensor:
+def full_like(x: Any, fill_value: Any, *, dtype: Any = None) -> Tensor:
     """One number everywhere, in the shape (and dtype) of `x`."""
+    x = asarray(x)
     return full(x.shape, fill_value, dtype=x.dtype if dtype is None else dtype)
 
 
-def zeros_like(x: Tensor, *, dtype: Any = None) -> Tensor:
+def zeros_like(x: Any, *, dtype: Any = None) -> Tensor:
     """Zeros in the shape (and dtype) of `x`."""
     return full_like(x, 0, dtype=dtype)
 
 
-def ones_like(x: Tensor, *, dtype: Any = None) -> Tensor:
+def ones_like(x: Any, *, dtype: Any = None) -> Tensor:
     """Ones in the shape (and dtype) of `x`."""
     return full_like(x, 1, dtype=dtype)
 
@@ -182,16 +190,24 @@ def arange(
     """
     if stop is None:
         start, stop = 0, start
+    from palto.tensor.functions.elementwise import astype
+
     for part in (start, stop, step):
         if isinstance(part, Tensor):
             raise TypeError("arange wants Python numbers: its length must be known")
     if step == 0:
         raise ValueError("arange wants a step other than 0")
-    whole = all(isinstance(part, int) for part in (start, stop, step))
+    whole = all(hasattr(part, "__index__") for part in (start, stop, step))
     wanted = dtypes.as_dtype(dtype or (int if whole else float))
-    length = max(math.ceil((stop - start) / step), 0)
-    steps = iota((length,), 0, dtype=wanted)
-    return steps if (start, step) == (0, 1) else steps * step + start
+    if whole:
+        steps = iota((len(range(int(start), int(stop), int(step))),), 0)
+    else:
+        length = max(math.ceil((stop - start) / step), 0)
+        steps = iota((length,), 0, dtype=wanted if wanted in dtypes.FLOATING else dtypes.float32)
+    # Counted in int64 or floating point, so that no step or sum is cut to a narrow dtype.
+    if (start, step) != (0, 1):
+        steps = steps * step + start
+    return astype(steps, wanted)
 
 
 def linspace(start: float, stop: float, num: int, *, dtype: Any = dtypes.float32) -> Tensor:
@@ -211,19 +227,20 @@ def eye(
     return astype(iota(shape, 1) - iota(shape, 0) == k, dtype)
 
 
-def tril(x: Tensor, *, k: int = 0) -> Tensor:
+def tril(x: Any, *, k: int = 0) -> Tensor:
     """The last two axes with everything above the k-th diagonal set to zero."""
     return _triangle(x, k, lower=True)
 
 
-def triu(x: Tensor, *, k: int = 0) -> Tensor:
+def triu(x: Any, *, k: int = 0) -> Tensor:
     """The last two axes with everything below the k-th diagonal set to zero."""
     return _triangle(x, k, lower=False)
 
 
-def _triangle(x: Tensor, k: int, *, lower: bool) -> Tensor:
+def _triangle(x: Any, k: int, *, lower: bool) -> Tensor:
     from palto.tensor.functions.elementwise import where
 
+    x = asarray(x)
     if x.ndim < 2:
         raise ValueError(f"tril and triu want at least two axes, got shape {x.shape}")
     difference = iota(x.shape, x.ndim - 1) - iota(x.shape, x.ndim - 2)

@@ -28,10 +28,12 @@ def promote(*values: Any) -> list[Tensor]:
     for tensor in tensors:
         if tensor is not None:
             dtype = tensor.dtype if dtype is None else dtypes.result_dtype(dtype, tensor.dtype)
+    if dtype is None:  # Python numbers alone meet in the widest of their kinds
+        alone = [dtypes.scalar_dtype(value, None) for value in values]
+        dtype = builtins.max(alone, key=lambda d: "bifc".index(d.kind))
     for value, tensor in zip(values, tensors, strict=True):
         if tensor is None:
             dtype = dtypes.scalar_dtype(value, dtype)
-    assert dtype is not None
     return [
         constant(value, dtype) if tensor is None else astype(tensor, dtype)
         for value, tensor in zip(values, tensors, strict=True)
@@ -45,18 +47,17 @@ def _together(row: Primitive, *values: Any) -> Tensor:
     return result
 
 
-def astype(x: Tensor, dtype: Any) -> Tensor:
+def astype(x: Any, dtype: Any) -> Tensor:
     """The same numbers in another dtype; the tensor itself when it has it already."""
-    x, dtype = asarray(x), dtypes.as_dtype(dtype)
-    if x.dtype == dtype:
-        return x
-    result: Tensor = apply(rows.cast, x, dtype=dtype)
+    result, dtype = asarray(x), dtypes.as_dtype(dtype)
+    if result.dtype != dtype:
+        result = apply(rows.cast, result, dtype=dtype)
     return result
 
 
-def detach(x: Tensor) -> Tensor:
+def detach(x: Any) -> Tensor:
     """The same value, cut off from backprop."""
-    result: Tensor = apply(rows.detach, x)
+    result: Tensor = apply(rows.detach, asarray(x))
     return result
 
 
@@ -176,14 +177,14 @@ def atan2(y: Any, x: Any) -> Tensor:
 
 def sinh(x: Any) -> Tensor:
     """The hyperbolic sine."""
-    e = expm1(x)
-    return 0.5 * (e + e / (e + 1))
+    x = asarray(x)
+    return 0.5 * (expm1(x) - expm1(-x))
 
 
 def cosh(x: Any) -> Tensor:
     """The hyperbolic cosine."""
-    e = exp(abs(x))
-    return 0.5 * (e + 1 / e)
+    x = asarray(x)
+    return 0.5 * (exp(x) + exp(-x))
 
 
 def tanh(x: Any) -> Tensor:
@@ -193,15 +194,21 @@ def tanh(x: Any) -> Tensor:
 
 def asinh(x: Any) -> Tensor:
     """The inverse of sinh."""
-    size = abs(x)
-    squared = size * size
-    return sign(x) * log1p(size + squared / (1 + sqrt(squared + 1)))
+    x = asarray(x)
+    negative_ = x < 0
+    size = where(negative_, -x, x)
+    # Far out, where the square overflows, asinh(x) is log(2 x).
+    far = size > 1e8
+    near = where(far, 1.0, size)
+    squared = near * near
+    result = where(far, log(size) + math.log(2), log1p(near + squared / (1 + sqrt(squared + 1))))
+    return where(negative_, -result, result)
 
 
 def acosh(x: Any) -> Tensor:
     """The inverse of cosh."""
     t = asarray(x) - 1
-    return log1p(t + sqrt(t * (t + 2)))
+    return log1p(t + sqrt(t) * sqrt(t + 2))
 
 
 def atanh(x: Any) -> Tensor:
@@ -248,13 +255,21 @@ def isnan(x: Any) -> Tensor:
 def isfinite(x: Any) -> Tensor:
     """Whether an element is neither infinite nor not a number."""
     x = asarray(x)
-    return abs(x) < math.inf if x.dtype in dtypes.DIFFERENTIABLE else x == x
+    if x.dtype in dtypes.COMPLEX:
+        return isfinite(real(x)) & isfinite(imag(x))
+    return abs(_computable(x)) < math.inf if x.dtype in dtypes.DIFFERENTIABLE else x == x
 
 
 def isinf(x: Any) -> Tensor:
     """Whether an element is infinite."""
     x = asarray(x)
-    return abs(x) == math.inf if x.dtype in dtypes.DIFFERENTIABLE else x != x
+    if x.dtype in dtypes.COMPLEX:
+        return isinf(real(x)) | isinf(imag(x))
+    return abs(_computable(x)) == math.inf if x.dtype in dtypes.DIFFERENTIABLE else x != x
+
+
+def _computable(x: Tensor) -> Tensor:
+    return astype(x, dtypes.float32) if x.dtype == dtypes.bfloat16 else x
 
 
 def real(x: Any) -> Tensor:
@@ -315,8 +330,9 @@ def remainder(x: Any, y: Any) -> Tensor:
 
 def pow(x: Any, y: Any) -> Tensor:
     """X to the power of y."""
-    if isinstance(y, int | float) and not isinstance(y, builtins.bool):
+    if isinstance(y, int | float) and not isinstance(x, _PYTHON_NUMBERS):
         base = asarray(x)
+        dtypes.scalar_dtype(y, base.dtype)  # an integer tensor takes no float exponent
         if y == 1:
             return base
         if y == 2:

@@ -30,7 +30,7 @@ from palto.tensor.tensor import Shape, Tensor, TraceError
 _Slice = builtins.slice
 
 
-def take(x: Tensor, indices: Any, *, axis: int = 0, role: str = "index") -> Tensor:
+def take(x: Any, indices: Any, *, axis: int = 0, role: str = "index") -> Tensor:
     """The slices of `x` along `axis` at `indices`, whose axes stand in place of that axis.
 
     Args:
@@ -57,14 +57,23 @@ def take_at(x: Tensor, indices: Sequence[Tensor], *, axis: int = 0, role: str = 
 
 
 def scatter_add(
-    indices: Any, updates: Tensor, *, size: int, axis: int = 0, role: str = "index"
+    indices: Any, updates: Any, *, size: int, axis: int = 0, role: str = "index"
 ) -> Tensor:
     """Zeros of length `size` along `axis`, every slice of `updates` added at its index.
+
+    Args:
+        indices: integers from 0 to `size` - 1.
+        updates: a tensor that has the axes of `indices` in place of `axis`.
+        size: the length of the axis in the result.
+        axis: the axis of the result.
+        role: what the indices are called in an error.
 
     Raises:
         IndexError: an index out of range; it names the value.
     """
-    return scatter_add_at([asarray(indices)], updates, sizes=(size,), axis=axis, role=role)
+    indices, updates = asarray(indices), asarray(updates)
+    axis = as_axis(axis, updates.ndim - indices.ndim + 1)
+    return scatter_add_at([indices], updates, sizes=(size,), axis=axis, role=role)
 
 
 def scatter_add_at(
@@ -84,7 +93,7 @@ def scatter_add_at(
     return result
 
 
-def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1, role: str = "index") -> Tensor:
+def take_along_axis(x: Any, indices: Any, *, axis: int = -1, role: str = "index") -> Tensor:
     """One element of `x` for each index, at the same place on the other axes.
 
     Args:
@@ -96,6 +105,7 @@ def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1, role: str = "
     Raises:
         IndexError: an index out of range; it names the value.
     """
+    x, indices = asarray(x), asarray(indices)
     axis = as_axis(axis, x.ndim)
     others = [*x.shape[:axis], *x.shape[axis + 1 :]]
     if indices.ndim != x.ndim or [*indices.shape[:axis], *indices.shape[axis + 1 :]] != others:
@@ -103,9 +113,7 @@ def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1, role: str = "
             f"take_along_axis along axis {axis}: indices of shape {indices.shape} do not match "
             f"{x.shape} on the other axes"
         )
-    places = [
-        indices if i == axis else iota(indices.shape, i, dtype=indices.dtype) for i in range(x.ndim)
-    ]
+    places = [indices if i == axis else iota(indices.shape, i) for i in range(x.ndim)]
     return take_at(x, places, role=role)
 
 
@@ -125,16 +133,13 @@ class _Plan:
     """An index taken apart: a basic part (slices, integers, None), then tensors of integers."""
 
     def __init__(self, x: Tensor, index: Any) -> None:
-        parts = _expand_masks(list(index) if isinstance(index, tuple) else [index], x)
-        consumed = sum(part is not None and part is not Ellipsis for part in parts)
-        ellipses = sum(part is Ellipsis for part in parts)
-        if ellipses > 1:
-            raise IndexError("an index may have only one '...'")
-        if consumed > x.ndim:
-            raise IndexError(f"{consumed} indices for a tensor of {x.ndim} axes, shape {x.shape}")
-        fill = [_Slice(None)] * (x.ndim - consumed)
+        parts = _parts(index, x)
+        # As in NumPy, a whole number counts as a tensor where there are others.
+        places = [i for i, part in enumerate(parts) if isinstance(part, int | Tensor)]
+        self._adjacent = places == list(range(places[0], places[-1] + 1)) if places else True
+        fill = [_Slice(None)] * (x.ndim - sum(_consumes(part) for part in parts))
         at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
-        parts = [*parts[:at], *fill, *parts[at + (1 if ellipses else 0) :]]
+        parts = [*parts[:at], *fill, *parts[at + 1 :]]
 
         self.starts: list[int] = []
         self.stops: list[int] = []
@@ -155,7 +160,7 @@ class _Plan:
                 self._box(start, step, count, length)
                 self.shape.append(count)
             elif isinstance(part, Tensor):
-                tensors[len(self.shape)] = where(part < 0, part + length, part)
+                tensors[len(self.shape)] = _from_front(part, length)
                 self._box(0, 1, length, length)
                 self.shape.append(length)
             else:
@@ -209,8 +214,7 @@ class _Plan:
         others = [axis for axis in range(x.ndim) if axis not in axes]
         result = take_at(permute_dims(x, [*axes, *others]), indices)
         # Neighbouring index tensors leave their axes in place; others put them first.
-        adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
-        if not adjacent:
+        if not self._adjacent:
             return result
         count = indices[0].ndim
         before = axes[0]
@@ -218,47 +222,61 @@ class _Plan:
         return permute_dims(result, order)
 
 
-def _expand_masks(parts: list[Any], x: Tensor) -> list[Any]:
-    """Python and NumPy indices in one form: int, slice, None, Ellipsis or integer Tensor."""
+def _parts(index: Any, x: Tensor) -> list[Any]:
+    """An index in one form: ints, slices, None, int64 tensors, and '...' at most once."""
+    given = [_part(part) for part in (index if isinstance(index, tuple) else (index,))]
+    if sum(part is Ellipsis for part in given) > 1:
+        raise IndexError("an index may have only one '...'")
+    consumed = sum(_consumes(part) for part in given)
+    if consumed > x.ndim:
+        raise IndexError(f"{consumed} indices for a tensor of {x.ndim} axes, shape {x.shape}")
     result: list[Any] = []
     axis = 0
-    rest = sum(_consumes(part) for part in parts)
-    for part in parts:
-        if part is Ellipsis:
-            axis = x.ndim - (rest - axis)
-            result.append(part)
-        elif part is None or isinstance(part, _Slice):
-            result.append(_plain_slice(part) if isinstance(part, _Slice) else part)
-        elif isinstance(part, bool | np.bool_):
-            raise TypeError("a Python bool is no index; use a bool tensor as a mask")
-        elif not isinstance(part, Tensor) and hasattr(part, "__index__"):
-            result.append(part.__index__())
-        elif isinstance(part, Tensor | np.ndarray | list):
-            tensor = asarray(part)
-            if isinstance(part, list) and tensor.size == 0:
-                tensor = astype(tensor, dtypes.int64)
-            if tensor.dtype == dtypes.bool:
-                result.extend(_mask_indices(tensor, x.shape[axis : axis + tensor.ndim]))
-            elif tensor.dtype in dtypes.INTEGER:
-                # Room for the length that is added to negative indices.
-                result.append(astype(tensor, dtypes.int64))
-            else:
-                raise TypeError(f"an index tensor holds integers or bool, not {tensor.dtype.name}")
+    for part in given:
+        if isinstance(part, Tensor) and part.dtype == dtypes.bool:
+            result.extend(_mask_indices(part, x.shape[axis : axis + part.ndim]))
         else:
-            raise TypeError(
-                f"{part!r} is no index; use whole numbers, slices, None, ..., or tensors"
-            )
-        axis += _consumes(part) if part is not Ellipsis else 0
+            result.append(part)
+        axis += x.ndim - consumed if part is Ellipsis else _consumes(part)
     return result
+
+
+def _part(part: Any) -> Any:
+    if part is None or part is Ellipsis:
+        return part
+    if isinstance(part, _Slice):
+        return _plain_slice(part)
+    if isinstance(part, bool | np.bool_):
+        raise TypeError("a Python bool is no index; use a bool tensor as a mask")
+    if not isinstance(part, Tensor | np.ndarray) and hasattr(part, "__index__"):
+        return part.__index__()
+    if not isinstance(part, Tensor | np.ndarray | list | tuple | range):
+        raise TypeError(f"{part!r} is no index; use whole numbers, slices, None, ..., or tensors")
+    tensor = asarray(part)
+    if tensor.size == 0 and not isinstance(part, Tensor | np.ndarray):
+        tensor = astype(tensor, dtypes.int64)
+    if tensor.dtype == dtypes.bool and tensor.ndim:
+        return tensor
+    if tensor.dtype not in dtypes.INTEGER:
+        raise TypeError(
+            f"an index tensor holds integers, or bool for a mask, not "
+            f"{tensor.dtype.name}{tensor.shape}"
+        )
+    return astype(tensor, dtypes.int64)  # room for the length added to negative indices
 
 
 def _consumes(part: Any) -> int:
     """How many axes an index takes."""
     if part is None or part is Ellipsis:
         return 0
-    if isinstance(part, Tensor | np.ndarray) and part.dtype == dtypes.bool:
-        return part.ndim
-    return 1
+    return part.ndim if isinstance(part, Tensor) and part.dtype == dtypes.bool else 1
+
+
+def _from_front(index: Tensor, length: int) -> Tensor:
+    """Negative indices counted from the front; one out of range stays, so that errors name it."""
+    if index.trace is None and index.array().min(initial=0) >= 0:
+        return index
+    return where((index < 0) & (index >= -length), index + length, index)
 
 
 def _plain_slice(part: _Slice) -> _Slice:
@@ -284,7 +302,7 @@ def _mask_indices(mask: Tensor, shape: Shape) -> list[Tensor]:
     return list(nonzero(mask))
 
 
-def nonzero(x: Tensor) -> tuple[Tensor, ...]:
+def nonzero(x: Any) -> tuple[Tensor, ...]:
     """Where the elements are that are not zero: one int64 tensor of indices per axis.
 
     Raises:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from palto.tensor import dtypes
 from palto.tensor.functions.control import composite
 from palto.tensor.functions.creation import asarray
-from palto.tensor.functions.elementwise import abs, conj, multiply, promote, real, sqrt, where
+from palto.tensor.functions.elementwise import (
+    abs,
+    astype,
+    conj,
+    multiply,
+    promote,
+    real,
+    sqrt,
+    where,
+)
 from palto.tensor.functions.elementwise import pow as power
 from palto.tensor.functions.manipulation import (
     as_axis,
@@ -86,6 +97,8 @@ def tensordot(x: Any, y: Any, *, axes: int | tuple[Sequence[int], Sequence[int]]
     """Multiply and sum over pairs of axes: the last n of x with the first n of y, or as named."""
     x, y = promote(x, y)
     if isinstance(axes, int):
+        if not 0 <= axes <= builtins.min(x.ndim, y.ndim):
+            raise ValueError(f"tensordot: {axes} axes of {x.shape} and {y.shape}")
         left = list(range(x.ndim - axes, x.ndim))
         right = list(range(axes))
     else:
@@ -191,6 +204,8 @@ def vector_norm(x: Any, *, axis: Axes = None, keepdims: bool = False, ord: float
             any other number p for the p-norm.
     """
     x = asarray(x)
+    if x.dtype not in dtypes.INEXACT:
+        raise TypeError(f"vector_norm wants floating point, got {x.dtype.name}; cast it first")
     size = abs(x)
     if ord == math.inf:
         return max(size, axis, keepdims=keepdims)
@@ -199,9 +214,14 @@ def vector_norm(x: Any, *, axis: Axes = None, keepdims: bool = False, ord: float
     if ord == 1:
         return sum(size, axis, keepdims=keepdims)
     if ord == 0:
-        return sum(where(size == 0, 0.0, 1.0 + 0 * size), axis, keepdims=keepdims)
-    squared = real(x * conj(x)) if ord == 2 else power(size, ord)
-    total = sum(squared, axis, keepdims=keepdims)
+        return sum(astype(size != 0, size.dtype), axis, keepdims=keepdims)
+    if ord == 2:
+        powers = real(x * conj(x))
+    elif ord > 0:
+        powers = where(size == 0, 0.0, power(where(size == 0, 1.0, size), ord))
+    else:
+        powers = power(size, ord)
+    total = sum(powers, axis, keepdims=keepdims)
     safe = where(total == 0, 1.0, total)
     return where(total == 0, 0.0, sqrt(safe) if ord == 2 else power(safe, 1 / ord))
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from palto.tensor.functions.creation import as_shape, asarray
+from palto.tensor import dtypes
+from palto.tensor.functions.creation import as_shape, asarray, constant
 from palto.tensor.graph import apply
 from palto.tensor.primitives import movement as rows
 from palto.tensor.tensor import Axes, Shape, Tensor
@@ -64,12 +65,12 @@ def broadcast_shapes(*shapes: Shape, name: str = "broadcasting") -> Shape:
     return result
 
 
-def broadcast_to(x: Tensor, shape: Any) -> Tensor:
+def broadcast_to(x: Any, shape: Any) -> Tensor:
     """`x` repeated along new leading axes and axes of length 1."""
     shape = as_shape(shape)
-    if x.shape == shape:
-        return x
-    result: Tensor = apply(rows.expand, x, shape=shape)
+    result = asarray(x)
+    if result.shape != shape:
+        result = apply(rows.expand, result, shape=shape)
     return result
 
 
@@ -80,7 +81,7 @@ def broadcast_arrays(*arrays: Any) -> list[Tensor]:
     return [broadcast_to(x, shape) for x in tensors]
 
 
-def reshape(x: Tensor, shape: Any) -> Tensor:
+def reshape(x: Any, shape: Any) -> Tensor:
     """The same elements, in the same order, in another shape; one length may be -1.
 
     Raises:
@@ -96,14 +97,15 @@ def reshape(x: Tensor, shape: Any) -> Tensor:
             raise ValueError(f"cannot reshape {x.shape} ({x.size} elements) to {tuple(wanted)}")
         wanted[wanted.index(-1)] = x.size // known
     target = as_shape(wanted)
-    if target == x.shape:
-        return x
-    result: Tensor = apply(rows.reshape, x, shape=target)
+    result: Tensor = x
+    if target != x.shape:
+        result = apply(rows.reshape, x, shape=target)
     return result
 
 
-def flatten(x: Tensor, start_axis: int = 0, end_axis: int = -1) -> Tensor:
+def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     """The axes from `start_axis` to `end_axis`, both included, joined into one."""
+    x = asarray(x)
     if x.ndim == 0:
         return reshape(x, (1,))
     start, end = as_axis(start_axis, x.ndim), as_axis(end_axis, x.ndim)
@@ -113,60 +115,66 @@ def flatten(x: Tensor, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     return reshape(x, (*x.shape[:start], joined, *x.shape[end + 1 :]))
 
 
-def permute_dims(x: Tensor, axes: Sequence[int]) -> Tensor:
+def permute_dims(x: Any, axes: Sequence[int]) -> Tensor:
     """The axes in another order."""
     x = asarray(x)
     order = tuple(as_axis(axis, x.ndim) for axis in axes)
-    if order == tuple(range(x.ndim)):
-        return x
-    result: Tensor = apply(rows.permute, x, axes=order)
+    result: Tensor = x
+    if order != tuple(range(x.ndim)):
+        result = apply(rows.permute, x, axes=order)
     return result
 
 
-def matrix_transpose(x: Tensor) -> Tensor:
+def matrix_transpose(x: Any) -> Tensor:
     """The last two axes swapped."""
+    x = asarray(x)
     if x.ndim < 2:
         raise ValueError(f"a transpose wants at least two axes, got shape {x.shape}")
     return permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
-def moveaxis(x: Tensor, source: int, destination: int) -> Tensor:
+def moveaxis(x: Any, source: int, destination: int) -> Tensor:
     """One axis moved to another place, the others kept in order."""
+    x = asarray(x)
     source, destination = as_axis(source, x.ndim), as_axis(destination, x.ndim)
     order = [axis for axis in range(x.ndim) if axis != source]
     order.insert(destination, source)
     return permute_dims(x, order)
 
 
-def expand_dims(x: Tensor, axis: int = 0) -> Tensor:
+def expand_dims(x: Any, axis: int = 0) -> Tensor:
     """A new axis of length 1 at `axis`."""
+    x = asarray(x)
     place = as_axis(axis, x.ndim + 1)
     return reshape(x, (*x.shape[:place], 1, *x.shape[place:]))
 
 
-def squeeze(x: Tensor, axis: Axes) -> Tensor:
+def squeeze(x: Any, axis: Axes) -> Tensor:
     """Without the named axes.
 
     Raises:
         ValueError: one of them is longer than 1.
     """
+    x = asarray(x)
     axes = as_axes(axis, x.ndim)
     if any(x.shape[a] != 1 for a in axes):
         raise ValueError(f"squeeze: axes {axes} of shape {x.shape} are not all of length 1")
     return reshape(x, tuple(n for a, n in enumerate(x.shape) if a not in axes))
 
 
-def flip(x: Tensor, *, axis: Axes = None) -> Tensor:
+def flip(x: Any, *, axis: Axes = None) -> Tensor:
     """Back to front along `axis`, or along all."""
+    x = asarray(x)
     axes = as_axes(axis, x.ndim)
-    if not axes:
-        return x
-    result: Tensor = apply(rows.flip, x, axes=axes)
+    result: Tensor = x
+    if axes:
+        result = apply(rows.flip, x, axes=axes)
     return result
 
 
-def roll(x: Tensor, shift: int, *, axis: int) -> Tensor:
+def roll(x: Any, shift: int, *, axis: int) -> Tensor:
     """Moved `shift` places along `axis`, what falls off at the end coming back at the front."""
+    x = asarray(x)
     axis = as_axis(axis, x.ndim)
     length = x.shape[axis]
     cut = (-shift) % length if length else 0
@@ -207,12 +215,13 @@ def stack(arrays: Sequence[Any], *, axis: int = 0) -> Tensor:
     return concat([expand_dims(x, axis) for x in tensors], axis=as_axis(axis, tensors[0].ndim + 1))
 
 
-def split(x: Tensor, sections: int | Sequence[int], *, axis: int = 0) -> list[Tensor]:
+def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Tensor]:
     """`sections` equal parts, or parts of the given lengths, along `axis`.
 
     Raises:
         ValueError: the lengths do not add up.
     """
+    x = asarray(x)
     axis = as_axis(axis, x.ndim)
     length = x.shape[axis]
     if isinstance(sections, int):
@@ -228,21 +237,24 @@ def split(x: Tensor, sections: int | Sequence[int], *, axis: int = 0) -> list[Te
     return parts
 
 
-def unstack(x: Tensor, *, axis: int = 0) -> tuple[Tensor, ...]:
+def unstack(x: Any, *, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices along `axis`, without it."""
+    x = asarray(x)
     axis = as_axis(axis, x.ndim)
     return tuple(x[(builtins.slice(None),) * axis + (i,)] for i in range(x.shape[axis]))
 
 
-def repeat(x: Tensor, repeats: int, *, axis: int) -> Tensor:
+def repeat(x: Any, repeats: int, *, axis: int) -> Tensor:
     """Every element along `axis` `repeats` times in a row."""
+    x = asarray(x)
     axis = as_axis(axis, x.ndim)
     shape = (*x.shape[: axis + 1], repeats, *x.shape[axis + 1 :])
     return flatten(broadcast_to(expand_dims(x, axis + 1), shape), axis, axis + 1)
 
 
-def tile(x: Tensor, repetitions: Sequence[int]) -> Tensor:
+def tile(x: Any, repetitions: Sequence[int]) -> Tensor:
     """The whole tensor repeated along each axis."""
+    x = asarray(x)
     counts = (1,) * (x.ndim - len(repetitions)) + tuple(repetitions)
     x = reshape(x, (1,) * (len(counts) - x.ndim) + x.shape)
     paired = [part for n in x.shape for part in (1, n)]
@@ -268,33 +280,38 @@ def pad_widths(
     return result
 
 
-def pad(x: Tensor, widths: Sequence[tuple[int, int]], *, value: float = 0) -> Tensor:
+def pad(x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0) -> Tensor:
     """A border of `value`: (before, after) for each axis, as in numpy.pad.
 
     Raises:
-        ValueError: not one pair per axis, or negative widths.
+        ValueError: not one pair per axis, negative widths, or a value out of range.
+        TypeError: a value of another kind than the tensor's.
     """
+    x = asarray(x)
+    if value:  # zero is a number of every dtype
+        constant(value, dtypes.scalar_dtype(value, x.dtype))
     pairs = [tuple(pair) for pair in widths]
     if len(pairs) != x.ndim or any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"pad wants one (before, after) per axis of {x.shape}, got {widths}")
     return pad_widths(x, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), value=value)
 
 
-def dynamic_slice(x: Tensor, starts: Any, sizes: Any) -> Tensor:
+def dynamic_slice(x: Any, starts: Any, sizes: Any) -> Tensor:
     """The box of `sizes` that starts at the position in the integer tensor `starts` (ndim,).
 
     Raises:
         IndexError: the box reaches outside of `x`.
     """
-    result: Tensor = apply(rows.dynamic_slice, x, asarray(starts), sizes=as_shape(sizes))
+    result: Tensor = apply(rows.dynamic_slice, asarray(x), asarray(starts), sizes=as_shape(sizes))
     return result
 
 
-def dynamic_update_slice(x: Tensor, update: Tensor, starts: Any) -> Tensor:
+def dynamic_update_slice(x: Any, update: Any, starts: Any) -> Tensor:
     """`x` with the box that starts at `starts` replaced by `update`.
 
     Raises:
         IndexError: the box reaches outside of `x`.
     """
-    result: Tensor = apply(rows.dynamic_update_slice, x, update, asarray(starts))
+    parts = asarray(x), asarray(update), asarray(starts)
+    result: Tensor = apply(rows.dynamic_update_slice, *parts)
     return result

@@ -12,10 +12,13 @@ from palto.tensor.functions.creation import asarray, constant, iota, ones_like
 from palto.tensor.functions.elementwise import (
     astype,
     bitwise_invert,
+    conj,
     detach,
     exp,
     isfinite,
+    isnan,
     log,
+    real,
     sqrt,
     where,
 )
@@ -69,10 +72,9 @@ def mean(x: Any, axis: Axes = None, *, keepdims: builtins.bool = False) -> Tenso
         TypeError: integers; cast them first.
     """
     x = asarray(x)
-    if x.dtype not in dtypes.DIFFERENTIABLE:
+    if x.dtype not in dtypes.INEXACT:
         raise TypeError(f"mean wants floating point, got {x.dtype.name}; cast it to float32 first")
-    n = count(x, axis)
-    return sum(x, axis, keepdims=keepdims) * (1 / n if n else math.nan)
+    return sum(x, axis, keepdims=keepdims) / count(x, axis)
 
 
 def var(
@@ -81,15 +83,17 @@ def var(
     """The mean squared distance from the mean; divided by n - `correction`."""
     x = asarray(x)
     centred = x - mean(x, axis, keepdims=True)
-    n = count(x, axis) - correction
-    return sum(centred * centred, axis, keepdims=keepdims) * (1 / n if n > 0 else math.nan)
+    squared = real(centred * conj(centred))
+    return sum(squared, axis, keepdims=keepdims) / builtins.max(count(x, axis) - correction, 0)
 
 
 def std(
     x: Any, axis: Axes = None, *, correction: float = 0, keepdims: builtins.bool = False
 ) -> Tensor:
-    """The square root of the variance."""
-    return sqrt(var(x, axis, correction=correction, keepdims=keepdims))
+    """The square root of the variance; zero has the gradient zero."""
+    variance = var(x, axis, correction=correction, keepdims=keepdims)
+    is_zero = variance == 0
+    return where(is_zero, 0.0, sqrt(where(is_zero, 1.0, variance)))
 
 
 def max(x: Any, axis: Axes = None, *, keepdims: builtins.bool = False) -> Tensor:
@@ -224,20 +228,29 @@ def top_k(x: Any, k: int, *, axis: int = -1) -> tuple[Tensor, Tensor]:
 
 
 def median(x: Any, axis: int, *, keepdims: builtins.bool = False) -> Tensor:
-    """The middle element in order, or the mean of the middle two."""
+    """The middle element in order, or the mean of the middle two; NaN if any is."""
     x = asarray(x)
     axis = as_axis(axis, x.ndim)
     n = x.shape[axis]
     front = (builtins.slice(None),) * axis
-    middle = sort(x, axis=axis)[(*front, builtins.slice((n - 1) // 2, n // 2 + 1))]
-    return mean(middle, axis, keepdims=keepdims)
+    in_order = sort(x, axis=axis)
+    middle = in_order[(*front, builtins.slice((n - 1) // 2, n // 2 + 1))]
+    last = in_order[(*front, builtins.slice(n - 1, n))]  # NaN if there is one
+    return mean(where(isnan(last), last, middle), axis, keepdims=keepdims)
 
 
-def one_hot(indices: Tensor, classes: int, *, dtype: Any = dtypes.float32) -> Tensor:
-    """Ones at the indices, zeros elsewhere, along a new last axis of length `classes`."""
+def one_hot(indices: Any, classes: int, *, dtype: Any = dtypes.float32) -> Tensor:
+    """Ones at the indices, zeros elsewhere, along a new last axis of length `classes`.
+
+    An index outside of 0 to `classes` - 1 has zeros only.
+    """
+    indices = asarray(indices)
+    if indices.dtype not in dtypes.INTEGER:
+        raise TypeError(f"one_hot wants integer indices, got {indices.dtype.name}; cast them first")
     shape = (*indices.shape, classes)
-    places = iota(shape, len(shape) - 1, dtype=indices.dtype)
-    return astype(places == reshape(indices, (*indices.shape, 1)), dtype)
+    # In int64, because a narrow dtype may not count as far as `classes`.
+    chosen = reshape(astype(indices, dtypes.int64), (*indices.shape, 1))
+    return astype(iota(shape, len(shape) - 1) == chosen, dtype)
 
 
 __all__ = [

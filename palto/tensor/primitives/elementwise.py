@@ -84,7 +84,7 @@ negative = _row("negative", dtypes.NUMERIC, np.negative, lambda op, g: -g)
 sign = _row("sign", dtypes.REAL, np.sign, _zero)
 floor = _row("floor", dtypes.FLOATING, np.floor, _zero)
 round = _row("round", dtypes.FLOATING, np.rint, _zero)
-exp = _row("exp", dtypes.DIFFERENTIABLE, np.exp, lambda op, g: g * F.conj(op.output()))
+exp = _row("exp", dtypes.INEXACT, np.exp, lambda op, g: g * F.conj(op.output()))
 expm1 = _row("expm1", dtypes.FLOATING, np.expm1, lambda op, g: g * (op.output() + 1))
 log = _row("log", dtypes.FLOATING, np.log, lambda op, g: g / op.inputs[0])
 log1p = _row("log1p", dtypes.FLOATING, np.log1p, lambda op, g: g / (op.inputs[0] + 1))
@@ -170,7 +170,7 @@ multiply = _row(
 
 divide = _row(
     "divide",
-    dtypes.DIFFERENTIABLE,
+    dtypes.INEXACT,
     np.divide,
     lambda op, g: g / F.conj(op.inputs[1]),
     lambda op, g: -g / F.conj(op.inputs[1]) * F.conj(op.output()),
@@ -217,12 +217,21 @@ def _power(x: Array, y: Array) -> Array:
 
 
 power = _row("pow", dtypes.REAL, _power, _power_base_gradient, _power_exponent_gradient)
+
+
+def _per_squared_radius(operation: Operation, g: Tensor) -> Tensor:
+    """`g` over the square of the distance from the origin, at which atan2 has the gradient 0."""
+    y, x = operation.inputs
+    squared = y * y + x * x
+    return g / F.where(squared == 0, 1.0, squared)
+
+
 atan2 = _row(
     "atan2",
     dtypes.FLOATING,
     np.arctan2,
-    lambda op, g: g * op.inputs[1] / (op.inputs[0] ** 2 + op.inputs[1] ** 2),
-    lambda op, g: -g * op.inputs[0] / (op.inputs[0] ** 2 + op.inputs[1] ** 2),
+    lambda op, g: _per_squared_radius(op, g) * op.inputs[1],
+    lambda op, g: -_per_squared_radius(op, g) * op.inputs[0],
 )
 
 

@@ -34,6 +34,10 @@ def test_shapes_and_parameters(model):
     assert count(models.gpt(256)) == 1_853_568
 
 
+def test_summary(model):
+    assert f"{count(model):,}" in str(model.summary(tokens(2, 5)))
+
+
 def gpt_in(torch, heads, layers):
     f = torch.nn.functional
 
@@ -48,7 +52,7 @@ def gpt_in(torch, heads, layers):
 
         x = w["tokens.weight"][z] + w["positions.weight"][: z.shape[1]]
         for number in range(layers):
-            at = f"blocks.layers.{number}"
+            at = f"blocks.{number}"
             y = norm(f"{at}.norm1", x).transpose(0, 1)
             mask = torch.full((len(y), len(y)), -torch.inf, dtype=y.dtype).triu(1)
             y, _ = f.multi_head_attention_forward(
