@@ -24,7 +24,7 @@ from palto.tensor import graph
 from palto.tensor.graph import Array, Watched
 from palto.tensor.tensor import Cell, Tensor, TraceError
 
-_DEEPEST = 8
+_DEEPEST = 64
 _MOST_ITEMS = 1000
 _BY_VALUE = (
     bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype, enum.Enum, range,
@@ -130,8 +130,9 @@ class Guards:
             if not isinstance(function, types.BuiltinFunctionType | type):
                 self._value(path, function, depth, watched=False)
             return
-        if depth > _DEEPEST or not self._first_visit(function) or _is_library(function):
+        if not self._first_visit(function) or _is_library(function):
             return
+        self._refuse_depth(path, depth)
         attributes = _attributes_used(function.__code__)
         closure = function.__closure__ or ()
         for name, cell in zip(function.__code__.co_freevars, closure, strict=True):
@@ -171,8 +172,9 @@ class Guards:
         """Look inside an object that has been found."""
         if isinstance(value, (*_BY_VALUE, Tensor, np.ndarray)):
             return
-        if depth > _DEEPEST or _is_library(value):
+        if _is_library(value):
             return
+        self._refuse_depth(path, depth)
         if isinstance(value, types.ModuleType):
             for name in sorted(attributes & set(vars(value))):
                 read = functools.partial(vars(value).get, name, _MISSING)
@@ -205,8 +207,9 @@ class Guards:
                     if isinstance(member, types.FunctionType):
                         self._function(f"{path}.{name}", member, depth + 1)
                     elif isinstance(member, _BY_VALUE) and not name.startswith("__"):
-                        read = functools.partial(getattr, kind, name, _MISSING)
-                        self._fact(f"{kind.__name__}.{name}", read, watched=False)
+                        # The object's own, where it has one: it may get one later.
+                        read = functools.partial(getattr, value, name, _MISSING)
+                        self._fact(f"{path}.{name}", read, watched=False)
 
     def _attributes(
         self, path: str, value: Any, depth: int, *, watched: bool, names: list[str]
@@ -218,6 +221,14 @@ class Guards:
     def _inside(self, path: str, read: Callable[[], Any], depth: int, *, watched: bool) -> None:
         value = self._fact(path, read, watched=watched)
         self._value(path, value, depth + 1, watched=watched)
+
+    def _refuse_depth(self, path: str, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise TraceError(
+                f"the compiled function depends on Python objects nested more than {_DEEPEST} deep, "
+                f"at {path[:200]}, which is too far to see whether they change; pass what it needs "
+                "as arguments"
+            )
 
     def _first_visit(self, value: Any) -> bool:
         if id(value) in self._seen:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import palto
-from palto import TraceError
+from palto import TraceError, nn
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -168,6 +168,39 @@ class TestRight:
         compiled = same(lambda x: x * Config.scale, (X,))
         Config.scale = 3.0
         np.testing.assert_array_equal(compiled(X), X * 3)
+
+    def test_attribute_that_later_hides_the_class_default(self):
+        class Scaler:
+            scale = 2.0
+
+        scaler = Scaler()
+        compiled = same(lambda x: x * scaler.scale, (X,))
+        scaler.scale = 3.0
+        np.testing.assert_array_equal(compiled(X), X * 3)
+
+    def test_attribute_deep_inside(self):
+        class Link:
+            def __init__(self, inner):
+                self.inner = inner
+
+            def scale(self):
+                return self.inner.scale() if isinstance(self.inner, Link) else self.inner
+
+        bottom = chain = Link(2.0)
+        for _ in range(30):
+            chain = Link(chain)
+        compiled = same(lambda x: x * chain.scale(), (X,))
+        bottom.inner = 3.0
+        np.testing.assert_array_equal(compiled(X), X * 3)
+
+    def test_mode_of_a_deeply_nested_module(self):
+        inner = model = nn.Dropout(0.5)
+        for _ in range(20):
+            model = nn.Sequential(model)
+        compiled = palto.compile(lambda x: model(x))
+        compiled(X)
+        inner.eval()
+        np.testing.assert_array_equal(compiled(X), X)
 
     def test_attribute_of_a_python_module(self):
         settings = types.ModuleType("settings")
@@ -389,9 +422,7 @@ class TestRight:
     def test_two_threads(self):
         cell = palto.Cell(0.0)
         step = palto.compile(lambda: cell.assign(cell + 1))
-        threads = [
-            threading.Thread(target=lambda: [step() for _ in range(50)]) for _ in range(4)
-        ]
+        threads = [threading.Thread(target=lambda: [step() for _ in range(50)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -526,6 +557,12 @@ class TestRefused:
             return x
 
         refused(function, X, {}, match="changes a list, dict or object that it was given")
+
+    def test_objects_nested_too_deep_to_watch(self):
+        chain = types.SimpleNamespace(inner=1.0)
+        for _ in range(100):
+            chain = types.SimpleNamespace(inner=chain)
+        refused(lambda x: x * chain.inner.inner.inner is None, X, match="nested more than")
 
     def test_large_numpy_array_from_outside(self):
         table = np.zeros((1000, 1000), np.float32)
