@@ -225,9 +225,9 @@ class Guards:
     def _refuse_depth(self, path: str, depth: int) -> None:
         if depth > _DEEPEST:
             raise TraceError(
-                f"the compiled function depends on Python objects nested more than {_DEEPEST} deep, "
-                f"at {path[:200]}, which is too far to see whether they change; pass what it needs "
-                "as arguments"
+                f"the compiled function depends on objects nested more than {_DEEPEST} deep, at "
+                f"{path[:200]}, which is too far to see whether they change; pass what it needs as "
+                "arguments"
             )
 
     def _first_visit(self, value: Any) -> bool:

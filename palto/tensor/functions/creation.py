@@ -79,8 +79,8 @@ def _array(obj: Any, wanted: DType | None, copy: bool | None) -> Array:
 def _numeric(array: Array, source: Any) -> Array:
     if array.dtype.kind in "OSUMm":
         raise TypeError(
-            f"asarray wants numbers; {type(source).__name__} {str(source)[:40]!r} is none, or holds "
-            "other things"
+            f"asarray wants numbers; {type(source).__name__} {str(source)[:40]!r} has none, or "
+            "holds other things too"
         )
     return array
 
