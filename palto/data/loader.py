@@ -152,6 +152,8 @@ class DataLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the batch where `state` was taken: the next iteration ends that epoch.
 
+        After an epoch's last batch there is nothing left of it, and the next iteration is empty.
+
         Raises:
             ValueError: the state is of a loader with other batches; what differs is named.
         """
@@ -168,4 +170,4 @@ class DataLoader:
             raise ValueError("the state is of a loader with other batches: " + "; ".join(different))
         self.set_epoch(state["epoch"])
         self._given = int(state["batch"])
-        self._resuming = 0 < self._given < len(self)
+        self._resuming = self._given > 0

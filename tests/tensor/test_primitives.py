@@ -201,8 +201,10 @@ def reductions(name, inputs):
 
 
 CASES |= {
-    "sum": reductions("sum", [real(2, 3, 4), whole(2, 3, 4, dtype=np.int8), unit_complex(2, 1, 3)])
-    + [Case((real(0, 3),), lambda x, axes: np.zeros(3), {"axes": (0,)})],
+    "sum": [
+        *reductions("sum", [real(2, 3, 4), whole(2, 3, 4, dtype=np.int8), unit_complex(2, 1, 3)]),
+        Case((real(0, 3),), lambda x, axes: np.zeros(3), {"axes": (0,)}),
+    ],
     "max": reductions("max", [apart(2, 3, 4), truth(2, 1, 3)]),
     "min": reductions("min", [apart(2, 3, 4), whole(2, 1, 3, dtype=np.uint8)]),
 }

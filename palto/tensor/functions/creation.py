@@ -142,7 +142,7 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None) -> Tensor:
     from palto.tensor.functions.manipulation import broadcast_to
 
     shape = as_shape(shape)
-    if isinstance(fill_value, Tensor):
+    if isinstance(fill_value, Tensor | np.ndarray):
         return broadcast_to(asarray(fill_value, dtype=dtype), shape)
     wanted = dtypes.as_dtype(type(fill_value) if dtype is None else dtype)
     return broadcast_to(constant(fill_value, wanted), shape)

@@ -198,10 +198,11 @@ def asinh(x: Any) -> Tensor:
     negative_ = x < 0
     size = where(negative_, -x, x)
     # Far out, where the square overflows, asinh(x) is log(2 x).
-    far = size > 1e8
-    near = where(far, 1.0, size)
+    is_far = size > 1e8
+    near, far = where(is_far, 1.0, size), where(is_far, size, 1.0)
     squared = near * near
-    result = where(far, log(size) + math.log(2), log1p(near + squared / (1 + sqrt(squared + 1))))
+    near = log1p(near + squared / (1 + sqrt(squared + 1)))
+    result = where(is_far, log(far) + math.log(2), near)
     return where(negative_, -result, result)
 
 
