@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -155,9 +156,16 @@ def test_the_import_check_itself(where, source, fine):
 
 
 def test_engine_stays_small():
-    engine = [path for path in SOURCES if "recipes" not in path.relative_to(ROOT).parts]
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in engine)
-    assert lines < 15_000
+    size = runpy.run_path(str(ROOT / "tests" / "engine_size.py"))
+    assert size["sizes"]().total() < size["BUDGET"]
+
+
+def test_the_size_counts_code_alone():
+    code_lines = runpy.run_path(str(ROOT / "tests" / "engine_size.py"))["code_lines"]
+    source = (
+        '"""Text.\n\nMore."""\n\n# why\nx = """a\nb"""\n\ndef f():\n    "doc"\n    return (\n1)\n'
+    )
+    assert code_lines(source) == 5
 
 
 def test_import_is_light():
@@ -272,4 +280,6 @@ def test_document_runs(path, tmp_path):
         text=True,
         timeout=300,
     )
+    if "DataUnavailableError" in run.stderr:
+        pytest.skip(f"{path.name}: {run.stderr.strip().splitlines()[-1]}")
     assert run.returncode == 0, f"{path.name}:\n{run.stdout}{run.stderr}"
