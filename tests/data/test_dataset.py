@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import palto
 from palto import data
@@ -30,6 +32,19 @@ def test_an_example_without_tuple_is_one_part():
 
     (values,) = Plain().__getitems__([1, 2])
     np.testing.assert_array_equal(values, [1, 2])
+
+
+def test_iterating_a_dataset_ends():
+    assert [number for _, number in Squares()] == list(range(10))
+
+
+def test_python_floats_become_float32():
+    class Mixed(Squares):
+        def __getitem__(self, index):
+            return 0.5, np.float64(0.5), index
+
+    dtypes = [part.dtype.name for part in Mixed().__getitems__([0, 1])]
+    assert dtypes == ["float32", "float64", "int64"]
 
 
 def test_examples_of_different_shapes():
@@ -68,6 +83,21 @@ def test_tensor_dataset():
     rows, labels = dataset.__getitems__([2, 2, 0])
     np.testing.assert_array_equal(rows, x[[2, 2, 0]])
     np.testing.assert_array_equal(labels, [7, 7, 5])
+
+
+@pytest.mark.parametrize("indices", [[True, False, True], [0.0, 1.0], [[0, 1]], 1])
+def test_only_whole_numbers_are_indices(indices):
+    dataset = data.TensorDataset(np.arange(3))
+    for ask in (dataset.__getitems__, lambda i: data.Subset(dataset, i)):
+        with pytest.raises(TypeError, match="indices are whole numbers"):
+            ask(indices)
+
+
+def test_no_indices():
+    dataset = data.TensorDataset(np.zeros((3, 2), np.float32))
+    for each in (dataset, data.Subset(dataset, [1]), data.ConcatDataset([dataset])):
+        (rows,) = each.__getitems__([])
+        assert rows.shape == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +143,41 @@ def test_subset_and_concat():
     both = data.ConcatDataset([part, squares])
     assert len(both) == 12
     assert [both[i][1] for i in (0, 1, 2, 11, -1)] == [7, 3, 0, 9, 9]
-    with pytest.raises(IndexError, match="12"):
-        both[12]
+    np.testing.assert_array_equal(both.__getitems__([11, 0, -1, 2, 1])[1], [9, 7, 9, 0, 3])
+    for ask in (lambda: both[12], lambda: both.__getitems__([0, 12])):
+        with pytest.raises(IndexError, match="index 12 is out of range for a dataset of 12"):
+            ask()
+
+
+def test_datasets_with_other_shapes_are_not_concatenated():
+    both = data.ConcatDataset([data.TensorDataset(np.zeros((2, k))) for k in (3, 4)])
+    assert both[3][0].shape == (4,)
+    with pytest.raises(ValueError, match=r"dataset 0 .*\(3,\).* dataset 1 .*\(4,\)"):
+        both.__getitems__([0, 3])
+    with pytest.raises(ValueError, match="at least one dataset"):
+        data.ConcatDataset([])
+
+
+@given(
+    sizes=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    places=st.lists(st.integers(-30, 30), max_size=12),
+)
+def test_a_concatenation_is_the_whole(sizes, places):
+    whole = np.arange(sum(sizes) * 2).reshape(-1, 2)
+    parts = np.split(whole, np.cumsum(sizes)[:-1])
+    both = data.ConcatDataset([data.TensorDataset(part, part[:, 0]) for part in parts])
+    assert len(both) == len(whole)
+    indices = [place % (2 * len(whole)) - len(whole) for place in places] if len(whole) else []
+    rows, firsts = both.__getitems__(indices)
+    np.testing.assert_array_equal(rows, whole[np.array(indices, int)])
+    np.testing.assert_array_equal(firsts, whole[np.array(indices, int), 0])
+
+
+def test_names_are_passed_on():
+    images = np.zeros((2, 1, 1, 1), np.uint8)
+    dataset = data.ImageDataset(images, [0, 1], classes=["a", "b"], licence="MIT", name="two")
+    for part in (data.Subset(dataset, [1]), data.ConcatDataset([dataset])):
+        assert (part.classes, part.licence, part.name) == (("a", "b"), "MIT", "two")
 
 
 def test_random_split():
@@ -129,3 +192,30 @@ def test_random_split():
         data.random_split(Squares(), [7, 4])
     with pytest.raises(ValueError, match="do not add up to 1"):
         data.random_split(Squares(), [0.5, 0.4])
+    halves = data.random_split(Squares(), np.array([5, 5]), 2)
+    assert [len(half) for half in halves] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    "lengths", [[], [-1, 11], [1.5, -0.5], [float("nan"), 1.0], ["7", "3"], 10]
+)
+def test_random_split_refuses(lengths):
+    with pytest.raises(ValueError, match=r"lengths are the numbers|do not add up"):
+        data.random_split(Squares(), lengths)
+
+
+def test_a_split_by_classes():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1, 2], [600, 300, 100]))
+    parts = data.random_split(data.TensorDataset(labels), [0.8, 0.1, 0.1], stratify=labels)
+    together = np.concatenate([part.indices for part in parts])
+    np.testing.assert_array_equal(np.sort(together), np.arange(1000))
+    for part, share in zip(parts, (0.8, 0.1, 0.1), strict=True):
+        counts = np.bincount(labels[part.indices], minlength=3)
+        assert np.abs(counts - share * np.array([600, 300, 100])).max() <= 1
+    again = data.random_split(data.TensorDataset(labels), [0.8, 0.1, 0.1], stratify=labels)
+    np.testing.assert_array_equal(again[0].indices, parts[0].indices)
+    other = data.random_split(data.TensorDataset(labels), [0.8, 0.1, 0.1], 1, stratify=labels)
+    assert set(other[1].indices) != set(parts[1].indices)
+    with pytest.raises(ValueError, match="each of the 1000 examples, got shape"):
+        data.random_split(data.TensorDataset(labels), [0.5, 0.5], stratify=labels[:-1])

@@ -1,8 +1,15 @@
 """DataLoader: order, resuming, threads, and what goes wrong in them."""
 
 import gc
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
+import traceback
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,14 +28,18 @@ def seen(batches):
     return [tuple(batch[0].tolist()) for batch in batches]
 
 
-@pytest.fixture(autouse=True)
-def no_threads_left():
-    yield
-    gc.collect()
+def wait_for_the_threads():
     deadline = time.monotonic() + 10
     while any(t.name.startswith("palto-loader") for t in threading.enumerate()):
         assert time.monotonic() < deadline, "the loader's threads live on"
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left():
+    yield
+    gc.collect()
+    wait_for_the_threads()
 
 
 def test_batches():
@@ -94,6 +105,52 @@ def test_resumed_anywhere_the_rest_is_the_same(
     assert before + list(three_epochs(resumed)) == whole
 
 
+def test_each_iter_is_the_next_epoch():
+    loader = data.DataLoader(numbers(20), 4, shuffle=True)
+    first, second = iter(loader), iter(loader)
+    assert loader.epoch == 1
+    mixed = [seen([a, b]) for a, b in zip(first, second, strict=True)]
+    loader.set_epoch(0)
+    assert seen(loader) == [a for a, _ in mixed]
+    assert seen(loader) == [b for _, b in mixed]
+
+
+def test_an_older_iteration_does_not_touch_the_state():
+    loader = data.DataLoader(numbers(20), 4, shuffle=True)
+    old, new = iter(loader), iter(loader)
+    next(new)
+    next(old), next(old)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_state_counts_what_was_received(workers):
+    loader = data.DataLoader(numbers(20), 1, num_workers=workers)
+    for count, _ in enumerate(loader, start=1):
+        assert loader.state_dict()["batch"] == count
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_after_the_last_batch_the_rest_is_empty(workers):
+    loader = data.DataLoader(numbers(10), 3, shuffle=True, num_workers=workers)
+    seen(loader)
+    state = loader.state_dict()
+    resumed = data.DataLoader(numbers(10), 3, shuffle=True, num_workers=workers)
+    resumed.load_state_dict(state)
+    assert seen(resumed) == []
+    assert resumed.state_dict() == state
+    assert seen(resumed) == seen(loader)
+    assert resumed.epoch == 1
+
+
+@pytest.mark.parametrize("state", [{"batch": 6}, {"batch": -1}, {"epoch": -1}, {"batch": "2"}])
+def test_a_state_that_cannot_be(state):
+    loader = data.DataLoader(numbers(10), 2)
+    with pytest.raises(ValueError, match="a batch from 0 to 5"):
+        loader.load_state_dict({**loader.state_dict(), **state})
+    assert seen(loader)[0] == (0, 1)
+
+
 def test_the_state_is_plain_and_checked():
     loader = data.DataLoader(numbers(10), 2)
     state = loader.state_dict()
@@ -153,6 +210,126 @@ def test_leaving_the_loop_early():
     assert loader.epoch == 1
 
 
+def test_an_iteration_that_nobody_holds_is_stopped():
+    dataset = Slow(1000)
+    iterator = iter(data.DataLoader(dataset, 1, num_workers=2))
+    next(iterator)
+    del iterator
+    gc.collect()
+    wait_for_the_threads()
+    assert dataset.loaded < 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pthread_kill")
+def test_an_interrupt_ends_the_loop():
+    class Interrupted(Slow):
+        def __getitems__(self, indices):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            return super().__getitems__(indices)
+
+    with pytest.raises(KeyboardInterrupt):
+        seen(data.DataLoader(Interrupted(), 1, num_workers=1))
+
+
+def test_the_end_of_the_program_waits_for_nobody_and_is_quiet():
+    code = """
+        import time
+        from palto import data
+
+        class Stuck(data.Dataset):
+            def __len__(self):
+                return 9
+
+            def __getitem__(self, index):
+                if index:
+                    time.sleep(600)
+                return index
+
+        batches = iter(data.DataLoader(Stuck(), num_workers=2))
+        print(next(batches)[0].tolist())
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=Path(data.__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "[0]\n", "")
+
+
+def test_a_thread_that_cannot_start(monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "palto-loader-1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        seen(data.DataLoader(numbers(5), 1, num_workers=3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_let_go(workers):
+    alive = weakref.WeakSet()
+
+    class Array(np.ndarray):
+        pass
+
+    class Watched(Slow):
+        def __getitems__(self, indices):
+            array = super().__getitems__(indices)[0].view(Array)  # slow: each thread has its turn
+            alive.add(Key(array))
+            return (array,)
+
+    class Key:  # arrays cannot be in a set
+        def __init__(self, array):
+            array.key = self
+
+    iterator = iter(data.DataLoader(Watched(), 1, num_workers=workers))
+    for _ in range(12):
+        next(iterator)
+    gc.collect()
+    assert len(alive) <= 1, "a thread that waits keeps the batch that it has loaded"
+    iterator.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tensors_do_not_show_the_dataset_memory(workers):
+    class View(Slow):
+        memory = np.arange(12)
+
+        def __getitems__(self, indices):
+            return (self.memory[indices[0] : indices[-1] + 1],)
+
+    dataset = View()
+    ((batch,), *_) = data.DataLoader(dataset, 3, num_workers=workers)
+    dataset.memory[:] = -1
+    assert batch.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda i: np.zeros(len(i)), TypeError, "a tuple of arrays, got ndarray"),
+        (lambda i: (np.zeros(len(i)), np.zeros(1)), ValueError, r"2 .* of lengths \[2, 1\]"),
+        (lambda i: next(iter(())), RuntimeError, "raised StopIteration"),
+    ],
+    ids=["no tuple", "too few", "StopIteration"],
+)
+def test_a_wrong_answer_is_not_taken(workers, answer, error, message):
+    class Wrong(Slow):
+        def __getitems__(self, indices):
+            return answer(indices)
+
+    with pytest.raises(error, match=message) as info:
+        seen(data.DataLoader(Wrong(), 2, num_workers=workers))
+    assert any("dataset indices 0, 1" in note for note in info.value.__notes__)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_exception_comes_with_its_batch(workers):
     class Broken(Slow):
@@ -167,6 +344,8 @@ def test_an_exception_comes_with_its_batch(workers):
             got.append(batch)
     assert len(got) == 2
     assert any("dataset indices 4, 5" in note for note in info.value.__notes__)
+    lines = traceback.format_exception(info.value)
+    assert any('raise OSError("cannot read")' in line for line in lines)  # where it happened
 
 
 def test_epochs_are_told_to_the_dataset():
@@ -179,6 +358,14 @@ def test_epochs_are_told_to_the_dataset():
 
         def __getitem__(self, index):
             return np.random.default_rng((0, self.epoch, index)).random()
+
+    dataset = Noisy()
+    one, other = iter(data.DataLoader(dataset, 1)), data.DataLoader(dataset, 1, num_workers=2)
+    whole = seen(data.DataLoader(dataset, 1))
+    begun = seen([next(one), next(one)])
+    other.set_epoch(7)
+    seen(other)
+    assert begun + seen(one) == whole  # another loader over the same dataset disturbs nothing
 
     runs = [
         [seen(loader), seen(loader)]
@@ -198,13 +385,28 @@ def test_epochs_are_told_to_the_dataset():
         ({"num_workers": -1}, "num_workers"),
         ({"prefetch_factor": 0}, "prefetch_factor"),
         ({"batch_size": 11, "drop_last": True}, "drop_last leaves no batch"),
+        ({"batch_size": True}, "batch_size is a whole number from 1 up, got True"),
+        ({"seed": -1}, "seed"),
+        ({"shuffle": "no"}, "shuffle is True or False, got 'no'"),
+        ({"drop_last": 1}, "drop_last is True or False, got 1"),
     ],
 )
 def test_wrong_options(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         data.DataLoader(numbers(10), **options)
 
 
 def test_an_empty_dataset():
     with pytest.raises(ValueError, match="empty"):
         data.DataLoader(numbers(0))
+
+
+def test_no_dataset():
+    with pytest.raises(TypeError, match="got list; wrap arrays in TensorDataset"):
+        data.DataLoader([1, 2, 3])
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, True])
+def test_no_epoch(epoch):
+    with pytest.raises(ValueError, match="an epoch is a whole number from 0 up"):
+        data.DataLoader(numbers(3)).set_epoch(epoch)

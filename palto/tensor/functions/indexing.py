@@ -210,7 +210,10 @@ class _Plan:
         """The tensors of integers applied to the basic part."""
         assert self.advanced is not None
         axes = list(self.advanced)
-        indices = broadcast_arrays(*self.advanced.values())
+        try:
+            indices = broadcast_arrays(*self.advanced.values())
+        except ValueError as error:
+            raise IndexError(f"the index tensors do not fit together: {error}") from None
         others = [axis for axis in range(x.ndim) if axis not in axes]
         result = take_at(permute_dims(x, [*axes, *others]), indices)
         # Neighbouring index tensors leave their axes in place; others put them first.
