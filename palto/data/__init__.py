@@ -1,5 +1,6 @@
 """Data sets, and the loader that makes batches of them."""
 
+from palto.data import augment
 from palto.data.dataset import (
     ConcatDataset,
     Dataset,
@@ -14,5 +15,5 @@ from palto.data.loader import DataLoader
 
 __all__ = [
     "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "Subset",
-    "TensorDataset", "fashion_mnist", "random_split",
+    "TensorDataset", "augment", "fashion_mnist", "random_split",
 ]  # fmt: skip

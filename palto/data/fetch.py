@@ -1,29 +1,45 @@
 """Getting files: from a folder, from the cache, or from where a data set is published.
 
-Every file is checked by the SHA-256 of its (unpacked) contents. What had to be fetched is kept in
-the user's cache folder, written under another name first, so that a file there is whole.
+Every file is checked by the size and the SHA-256 of its (unpacked) contents. What had to be fetched
+is kept in the user's cache folder, written under another name first, so that a file there is whole.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-TIMEOUT = 60
+CONNECT_TIMEOUT = 15  # seconds until a server has answered
+SILENCE_TIMEOUT = 60  # seconds between two pieces of a file
+TOTAL_TIMEOUT = 1200  # seconds for one file, or for one command
+SLACK = 1 << 20  # bytes by which a packed file may exceed its contents
+
+#: The contents found so far, by the name of their file.
+Found = dict[str, bytes]
 
 
 class DataUnavailableError(RuntimeError):
     """Data can be found nowhere; the message says what was tried and what to do."""
+
+
+class Contents(NamedTuple):
+    """What a file must hold, unpacked where its name ends in .gz."""
+
+    sha256: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -32,145 +48,189 @@ class Files:
 
     Attributes:
         name: the name of the data set, and of its folder in the cache.
-        hashes: the SHA-256 of each file's contents, unpacked where the name ends in .gz.
+        contents: what each file must hold, by its name.
         folders: where an operating system may have installed them.
         debian: Debian's package that contains them.
         addresses: addresses to which a file's name is appended.
     """
 
     name: str
-    hashes: Mapping[str, str]
+    contents: Mapping[str, Contents]
     folders: Sequence[str] = ()
     debian: str | None = None
     addresses: Sequence[str] = ()
 
-    def read(self, folder: str | os.PathLike[str] | None = None) -> dict[str, bytes]:
+    def read(self, folder: str | os.PathLike[str] | None = None) -> Found:
         """The contents of all files, unpacked.
 
         Args:
             folder: where they are. By default the folder that the environment variable PALTO_DATA
-                names (or one in it, with the data set's name), else the cache, the system's
-                folders, Debian's package, and the data set's own addresses.
+                names, else the cache, the system's folders, Debian's package, and the data set's
+                own addresses. In a folder that is named, they may lie in one with the data set's
+                name.
 
         Raises:
-            FileNotFoundError: the folder named has not all of the files.
+            FileNotFoundError: the folder named has not all of the files. (One that PALTO_DATA names
+                may have none: it may be there for other data sets.)
             ValueError: a file in the folder named is damaged.
             DataUnavailableError: the files can be found nowhere.
         """
-        named = folder or os.environ.get("PALTO_DATA")
-        if named:
-            inside = Path(named) / self.name
-            return self._from_folder(inside if inside.is_dir() else Path(named))
+        found: Found = {}
         failures = []
-        for source, fetch in self._sources():
+        if folder is not None:
+            self._take_folder(self._inside(folder), found)
+            return found
+        variable = os.environ.get("PALTO_DATA")
+        if variable:
+            place = self._inside(variable)
+            if any((place / name).exists() for name in self.contents):
+                self._take_folder(place, found)
+                return found
+            failures.append(f"  PALTO_DATA: {place} has no {', '.join(self.contents)}")
+            say(f"PALTO_DATA: there is no {self.name} in {place}; looking elsewhere")
+        for source, take in self._sources():
             try:
-                return fetch()
+                take(found)
             except Exception as error:  # whatever goes wrong, the next source may do
                 failures.append(f"  {source}: {_first_line(error)}")
+            if not self._missing(found):
+                return found
         raise DataUnavailableError(
             f"{self.name} could not be found or fetched. Tried:\n"
             + "\n".join(failures)
-            + f"\nConnect to the network and try again, or put {', '.join(self.hashes)} into a "
+            + f"\nConnect to the network and try again, or put {', '.join(self.contents)} into a "
             "folder and name it (the environment variable PALTO_DATA does)."
         )
 
-    def _sources(self) -> list[tuple[str, Callable[[], dict[str, bytes]]]]:
+    def _inside(self, folder: str | os.PathLike[str]) -> Path:
+        named = Path(folder).expanduser()
+        return named / self.name if (named / self.name).is_dir() else named
+
+    def _missing(self, found: Found) -> list[str]:
+        return [name for name in self.contents if name not in found]
+
+    # Each source adds to what has been found, and raises if it has not all that is still missing.
+
+    def _sources(self) -> list[tuple[str, Callable[[Found], None]]]:
         cache = cache_folder() / self.name
-        sources: list[tuple[str, Callable[[], dict[str, bytes]]]] = [
-            (f"the cache {cache}", partial(self._from_cache, cache))
+        sources: list[tuple[str, Callable[[Found], None]]] = [
+            (f"the cache {cache}", partial(self._take_cache, cache))
         ]
         for place in map(Path, self.folders):
-            sources.append((f"the folder {place}", partial(self._from_folder, place)))
+            sources.append((f"the folder {place}", partial(self._take_folder, place)))
         if self.debian is not None:
-            fetch = partial(self._from_debian, self.debian, cache)
-            sources.append((f"Debian's package {self.debian}", fetch))
+            take = partial(self._take_debian, self.debian, cache)
+            sources.append((f"Debian's package {self.debian}", take))
         for address in self.addresses:
-            sources.append((address, partial(self._from_web, address, cache)))
+            sources.append((address, partial(self._take_web, address, cache)))
         return sources
 
-    def _from_folder(self, folder: Path) -> dict[str, bytes]:
-        missing = [name for name in self.hashes if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{folder} has no {', '.join(missing)}")
-        return {name: self._checked(folder / name) for name in self.hashes}
+    def _take_folder(self, folder: Path, found: Found) -> None:
+        absent = [name for name in self._missing(found) if not (folder / name).is_file()]
+        if absent:
+            raise FileNotFoundError(f"{folder} has no {', '.join(absent)}")
+        for name in self._missing(found):
+            found[name] = self._checked(folder / name, folder / name)
 
-    def _from_cache(self, cache: Path) -> dict[str, bytes]:
-        try:
-            return self._from_folder(cache)
-        except ValueError as error:
-            say(f"{error}; fetching it again")
-            shutil.rmtree(cache, ignore_errors=True)
-            raise
+    def _take_cache(self, cache: Path, found: Found) -> None:
+        for name in self._missing(found):
+            path = cache / name
+            if path.is_file():
+                try:
+                    found[name] = self._checked(path, path)
+                except ValueError as error:
+                    say(f"{error}; fetching it again")
+                    path.unlink(missing_ok=True)
+        if self._missing(found):
+            raise FileNotFoundError(f"it has no sound {', '.join(self._missing(found))}")
 
-    def _checked(self, path: Path) -> bytes:
-        packed = path.read_bytes()
-        try:
-            contents = gzip.decompress(packed) if path.suffix == ".gz" else packed
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{path} is damaged: it cannot be unpacked ({_first_line(error)}); "
-                f"it has {len(packed):,} bytes"
-            ) from None
-        found = hashlib.sha256(contents).hexdigest()
-        if found != self.hashes[path.name]:
-            raise ValueError(
-                f"{path} is damaged or another file: its contents have the SHA-256 {found}, "
-                f"expected {self.hashes[path.name]}"
-            )
-        return contents
-
-    def _from_debian(self, package: str, cache: Path) -> dict[str, bytes]:
+    def _take_debian(self, package: str, cache: Path, found: Found) -> None:
         for command in ("apt-get", "dpkg-deb"):
             if shutil.which(command) is None:
                 raise FileNotFoundError(f"there is no {command} on this system")
         say(f"fetching Debian's package {package} (it is unpacked, not installed) ...")
         with tempfile.TemporaryDirectory(prefix="palto-") as temporary:
             folder = Path(temporary)
+            patience = _settings({"Acquire::Retries": 1, "Acquire::http::Timeout": CONNECT_TIMEOUT})
             try:
-                _run(["apt-get", "download", package], folder)
+                _run(["apt-get", *patience, "download", package], folder)
             except RuntimeError:
-                # No lists of packages yet: get them, into this folder, without any rights.
-                private = _private_apt(folder)
+                # No lists of packages yet, or old ones: get them, without any rights, into here.
+                private = [*patience, *_private_apt(folder)]
                 _run(["apt-get", *private, "update"], folder)
                 _run(["apt-get", *private, "download", package], folder)
             archives = sorted(folder.glob("*.deb"))
             if not archives:
                 raise FileNotFoundError(f"apt-get downloaded no {package}")
             _run(["dpkg-deb", "-x", str(archives[0]), "unpacked"], folder)
-            found = {path.name: path for path in (folder / "unpacked").rglob("*")}
-            return self._keep({name: found[name] for name in self.hashes if name in found}, cache)
+            unpacked = {path.name: path for path in (folder / "unpacked").rglob("*")}
+            for name in self._missing(found):
+                if name in unpacked:
+                    found[name] = self._checked(unpacked[name], f"{name} in the package")
+                    self._keep(name, unpacked[name], cache)
+        if self._missing(found):
+            raise FileNotFoundError(f"it has no {', '.join(self._missing(found))}")
 
-    def _from_web(self, address: str, cache: Path) -> dict[str, bytes]:
-        import pooch
-
-        pooch.get_logger().setLevel("ERROR")
+    def _take_web(self, address: str, cache: Path, found: Found) -> None:
         with tempfile.TemporaryDirectory(prefix="palto-") as temporary:
-            paths = {}
-            for name in self.hashes:
+            for name in self._missing(found):
                 say(f"fetching {address}{name} ...")
-                downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
-                path = pooch.retrieve(
-                    address + name, known_hash=None, fname=name, path=temporary,
-                    downloader=downloader,
-                )  # fmt: skip
-                paths[name] = Path(path)
-            return self._keep(paths, cache)
+                path = Path(temporary) / name
+                _download(address + name, path, self.contents[name].size + SLACK)
+                found[name] = self._checked(path, address + name)
+                self._keep(name, path, cache)
 
-    def _keep(self, paths: Mapping[str, Path], cache: Path) -> dict[str, bytes]:
-        """Check fetched files and move them into the cache."""
-        missing = [name for name in self.hashes if name not in paths]
-        if missing:
-            raise FileNotFoundError(f"it lacks {', '.join(missing)}")
-        contents = {name: self._checked(paths[name]) for name in self.hashes}
+    def _checked(self, path: Path, where: object) -> bytes:
+        """The contents of a file.
+
+        It may be damaged, or made in order to do harm: no more is read or unpacked than it should
+        hold.
+
+        Raises:
+            ValueError: they are not what they should be; `where` says which file it is.
+        """
+        expected = self.contents[path.name]
+        with path.open("rb") as file:
+            packed = file.read(expected.size + SLACK)
+        contents, trouble = packed, None
+        if path.suffix == ".gz":
+            unpacker = zlib.decompressobj(wbits=31)
+            try:
+                contents = unpacker.decompress(packed, expected.size + 1)
+                if not unpacker.eof and len(contents) <= expected.size:
+                    trouble = "it is cut off"
+            except zlib.error as error:
+                trouble = str(error)
+        if trouble is not None:
+            digest = hashlib.sha256(packed).hexdigest()
+            problem = f"cannot be unpacked ({trouble}); packed: {len(packed):,} bytes, {digest}"
+        elif len(contents) > expected.size:
+            digest = hashlib.sha256(packed).hexdigest()
+            problem = f"has more than these bytes; packed, its SHA-256 is {digest}"
+        else:
+            digest = hashlib.sha256(contents).hexdigest()
+            if digest == expected.sha256:
+                return contents
+            problem = f"has {len(contents):,} bytes, {digest}"
+        raise ValueError(
+            f"{where} is damaged or another file: its contents should have {expected.size:,} bytes "
+            f"and the SHA-256 {expected.sha256}, but it {problem}"
+        )
+
+    def _keep(self, name: str, path: Path, cache: Path) -> None:
+        """Put a checked file into the cache, at once or not at all."""
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            for name, path in paths.items():
-                unfinished = cache / f"{name}.{os.getpid()}.part"
-                shutil.copyfile(path, unfinished)
-                os.replace(unfinished, cache / name)
+            unfinished = cache / f"{name}.{secrets.token_hex(4)}.part"
+            try:
+                with unfinished.open("xb") as target, path.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+                unfinished.replace(cache / name)
+            finally:
+                with suppress(OSError):
+                    unfinished.unlink(missing_ok=True)
         except OSError as error:  # no room, no right: then it is fetched again next time
-            say(f"could not keep {self.name} in {cache}: {_first_line(error)}")
-        return contents
+            say(f"could not keep {name} in {cache}: {_first_line(error)}")
 
 
 def cache_folder() -> Path:
@@ -187,12 +247,67 @@ def say(message: str) -> None:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return text.splitlines()[0][:400]
+
+
+def _download(address: str, path: Path, limit: int) -> None:
+    """Fetch a file of at most `limit` bytes, with a bar where somebody looks on.
+
+    Raises:
+        OSError: the server cannot be reached or refuses, or the file takes too long or is too long.
+    """
+    import pooch
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        download = pooch.HTTPDownloader(
+            progressbar=_Watch(progress, path, limit),
+            chunk_size=1 << 16,
+            timeout=(CONNECT_TIMEOUT, SILENCE_TIMEOUT),
+        )
+        download(address, str(path), None)
+
+
+class _Watch:
+    """What pooch calls a progress bar; it also ends a transfer that is too long or too slow."""
+
+    def __init__(self, progress: Any, path: Path, limit: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+        self._path = path
+        self._limit = limit
+        self._latest = time.monotonic() + TOTAL_TIMEOUT
+        self.total = 0  # pooch writes the length that the server has named
+
+    def update(self, _: int) -> None:
+        count = self._path.stat().st_size  # pooch counts short pieces as whole ones
+        if count > self._limit:
+            raise OSError(f"the server sends more than {self._limit:,} bytes: it is another file")
+        if time.monotonic() > self._latest:
+            raise TimeoutError(f"it has not arrived within {TOTAL_TIMEOUT} s")
+        self._progress.update(self._task, completed=count, total=self.total or None)
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _run(command: list[str], folder: Path) -> None:
     finished = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=5 * TIMEOUT, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TOTAL_TIMEOUT,
+        check=False,
     )
     if finished.returncode:
         lines = [line for line in finished.stderr.splitlines() if line.startswith("E:")]
@@ -205,12 +320,19 @@ def _private_apt(folder: Path) -> list[str]:
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()
-    settings = {
-        "Dir::State": folder,
-        "Dir::State::lists": folder / "lists",
-        "Dir::State::status": folder / "status",
-        "Dir::Cache": folder / "cache",
-        "Debug::NoLocking": "1",
-        "APT::Sandbox::User": "root",
-    }
-    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    return _settings(
+        {
+            "Dir::State": folder,
+            "Dir::State::lists": folder / "lists",
+            "Dir::State::status": folder / "status",
+            "Dir::Cache": folder / "cache",
+            "Debug::NoLocking": 1,
+            "APT::Sandbox::User": "root",  # the folder is the user's own: nobody else may write
+            "Acquire::Languages": "none",
+            "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
+        }
+    )
+
+
+def _settings(values: Mapping[str, object]) -> list[str]:
+    return [word for key, value in values.items() for word in ("-o", f"{key}={value}")]

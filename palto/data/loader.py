@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-import math
+import atexit
+import operator
+import time
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
-from palto.data.dataset import Dataset, tell_epoch
+from palto.data.dataset import Dataset, in_epoch
 from palto.tensor import Tensor
 from palto.tensor import functions as F
 from palto.tensor.dtypes import Array
 
 Batch = tuple[Tensor, ...]
+Loaded = tuple[Any, ...]
+
+
+@dataclass
+class _Position:
+    """How far an iteration has come: batches of the epoch that the user has received."""
+
+    epoch: int
+    given: int
 
 
 class DataLoader:
     """Batches of a dataset, as tuples of tensors.
 
-    Each iteration over the loader is one epoch, and the next one follows it. The order depends only
-    on the seed and the epoch, not on the number of workers.
+    Each ``iter()`` of the loader begins the next epoch. The order depends only on the seed and the
+    epoch, not on the number of workers. Random numbers made by the dataset do so too, if it
+    follows the rule that `Dataset` gives.
+
+    Leaving the loop early, an exception and the end of the program stop the workers; a batch that
+    is being loaded then is finished in the background and thrown away.
 
     Args:
         dataset: where the examples come from.
@@ -36,6 +57,7 @@ class DataLoader:
         seed: equal seeds give equal orders.
 
     Raises:
+        TypeError: something that is no dataset, or an answer to yes or no that is neither.
         ValueError: a size below 1, a negative number of workers, or an empty dataset.
     """
 
@@ -43,27 +65,34 @@ class DataLoader:
         self,
         dataset: Dataset,
         batch_size: int = 1,
-        *,
         shuffle: bool = False,
         num_workers: int = 0,
         drop_last: bool = False,
         prefetch_factor: int = 2,
         seed: int = 0,
     ) -> None:
+        if not (hasattr(dataset, "__getitems__") and hasattr(dataset, "__len__")):
+            raise TypeError(
+                f"DataLoader wants a palto.data.Dataset, got {type(dataset).__name__}; wrap arrays "
+                "in TensorDataset, or derive a class from Dataset"
+            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("prefetch_factor", prefetch_factor, 1),
             ("seed", seed, 0),
         ):
-            if not isinstance(value, int | np.integer) or value < least:
+            if not _is_whole(value) or value < least:
                 raise ValueError(f"{name} is a whole number from {least} up, got {value!r}")
+        for name, answer in (("shuffle", shuffle), ("drop_last", drop_last)):
+            if not isinstance(answer, bool | np.bool_):
+                raise TypeError(f"{name} is True or False, got {answer!r}")
         if len(dataset) == 0:
             raise ValueError("the dataset is empty: there is nothing to load")
         if drop_last and batch_size > len(dataset):
             raise ValueError(
                 f"drop_last leaves no batch: the dataset has {len(dataset)} examples, a batch "
-                f"{batch_size}"
+                f"{batch_size}; make batch_size smaller or keep the last batch"
             )
         self.dataset = dataset
         self.batch_size = int(batch_size)
@@ -72,76 +101,77 @@ class DataLoader:
         self.drop_last = bool(drop_last)
         self.prefetch_factor = int(prefetch_factor)
         self.seed = int(seed)
-        #: The epoch that the next batch belongs to, and how many batches of it have been given out.
-        self._epoch = 0
-        self._given = 0
-        self._resuming = False
+        self._position = _Position(0, 0)  # of the iteration begun last
+        self._next = (0, 0)  # the epoch, and the batch in it, with which the next one begins
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        count = len(self.dataset) / self.batch_size
-        return math.floor(count) if self.drop_last else math.ceil(count)
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the batch given out last, from 0 up."""
-        return self._epoch
+        """The epoch of the iteration begun last, from 0 up."""
+        return self._position.epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._given and not self._resuming:  # an epoch has begun before: this is the next one
-            self.set_epoch(self._epoch + 1)
-        self._resuming = False
-        return self._batches(self._epoch, self._given)
+        # Each iteration counts for itself, so that an older one still running disturbs nothing.
+        position = self._position = _Position(*self._next)
+        self._next = (position.epoch + 1, 0)
+        return self._batches(position)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be the epoch of this number, from its beginning."""
-        self._epoch, self._given, self._resuming = int(epoch), 0, False
+        """Let the next iteration be the epoch of this number, from its beginning.
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        tell_epoch(self.dataset, epoch)
-        order = self._order(epoch)
+        Raises:
+            ValueError: no whole number from 0 up.
+        """
+        if not _is_whole(epoch) or epoch < 0:
+            raise ValueError(f"an epoch is a whole number from 0 up, got {epoch!r}")
+        self._go_to(int(epoch), 0)
+
+    def _go_to(self, epoch: int, batch: int) -> None:
+        self._position = _Position(epoch, batch)
+        self._next = (epoch, batch)
+
+    def _batches(self, position: _Position) -> Iterator[Batch]:
+        load = partial(_load, in_epoch(self.dataset, position.epoch))
+        order = self._order(position.epoch)
         chunks = (
             order[number * self.batch_size : (number + 1) * self.batch_size]
-            for number in range(first, len(self))
+            for number in range(position.given, len(self))
         )
-        source = self._loaded_ahead(chunks) if self.num_workers else map(self._load, chunks)
-        for number, arrays in enumerate(source, start=first):
-            self._epoch, self._given = epoch, number + 1
-            yield tuple(F.asarray(array, copy=False) for array in arrays)
+        for loaded in self._loaded_ahead(load, chunks) if self.num_workers else map(load, chunks):
+            position.given += 1
+            yield tuple(map(_tensor, loaded))
 
     def _order(self, epoch: int) -> Array:
         if not self.shuffle:
             return np.arange(len(self.dataset))
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
 
-    def _load(self, indices: Array) -> tuple[Array, ...]:
-        try:
-            return self.dataset.__getitems__(indices)
-        except Exception as error:
-            shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-            error.add_note(f"while loading the batch of dataset indices {shown}")
-            raise
-
-    def _loaded_ahead(self, chunks: Iterator[Array]) -> Iterator[tuple[Array, ...]]:
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="palto-loader")
-        waiting: deque[Future[tuple[Array, ...]]] = deque()
+    def _loaded_ahead(
+        self, load: Callable[[Array], Loaded], chunks: Iterator[Array]
+    ) -> Iterator[Loaded]:
+        workers = _Workers(self.num_workers, load)
+        waiting: deque[Future[Loaded]] = deque()
         try:
             for chunk in chunks:
-                waiting.append(pool.submit(self._load, chunk))
+                waiting.append(workers.submit(chunk))
                 if len(waiting) > self.num_workers * self.prefetch_factor:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:  # also when the loop over the batches is left early
-            pool.shutdown(wait=False, cancel_futures=True)
+            workers.stop()
 
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is: after the batch given out last. It is made of plain numbers."""
+        """Where the loader is: after the batch received last. It is made of plain numbers."""
         return {
-            "epoch": self._epoch,
-            "batch": self._given,
+            "epoch": self._position.epoch,
+            "batch": self._position.given,
             "seed": self.seed,
             "length": len(self.dataset),
             "batch_size": self.batch_size,
@@ -153,6 +183,7 @@ class DataLoader:
         """Go on after the batch where `state` was taken: the next iteration ends that epoch.
 
         After an epoch's last batch there is nothing left of it, and the next iteration is empty.
+        The number of workers may be another one.
 
         Raises:
             ValueError: the state is of a loader with other batches; what differs is named.
@@ -167,7 +198,129 @@ class DataLoader:
             if name not in ("epoch", "batch") and state[name] != own[name]
         ]
         if different:
-            raise ValueError("the state is of a loader with other batches: " + "; ".join(different))
-        self.set_epoch(state["epoch"])
-        self._given = int(state["batch"])
-        self._resuming = self._given > 0
+            raise ValueError(
+                "the state is of a loader with other batches: "
+                + "; ".join(different)
+                + "; make the loader as it was, or begin an epoch with set_epoch"
+            )
+        epoch, batch = state["epoch"], state["batch"]
+        try:
+            epoch, batch = operator.index(epoch), operator.index(batch)
+            possible = epoch >= 0 and 0 <= batch <= len(self)
+        except TypeError:
+            possible = False
+        if not possible:
+            raise ValueError(
+                f"a state has an epoch from 0 up and a batch from 0 to {len(self)}, got epoch "
+                f"{epoch!r} and batch {batch!r}"
+            )
+        self._go_to(epoch, batch)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _tensor(part: Any) -> Tensor:
+    # An array that does not own its memory may show some that the dataset goes on using.
+    fresh = isinstance(part, np.ndarray) and part.flags.owndata
+    return F.asarray(part, copy=not fresh)
+
+
+def _load(dataset: Dataset, indices: Array) -> Loaded:
+    """One batch, checked for what would otherwise go wrong without a sign."""
+    try:
+        try:
+            parts = dataset.__getitems__(indices)
+        except StopIteration as error:  # it would end the epoch as if all batches had been given
+            raise RuntimeError(f"{type(dataset).__name__} raised StopIteration") from error
+        if not isinstance(parts, tuple | list):
+            raise TypeError(
+                f"{type(dataset).__name__}.__getitems__ answers with a tuple of arrays, got "
+                f"{type(parts).__name__}"
+            )
+        lengths = [len(part) for part in parts]
+        if any(length != len(indices) for length in lengths):
+            raise ValueError(
+                f"{type(dataset).__name__}.__getitems__ was asked for {len(indices)} examples and "
+                f"answered with arrays of lengths {lengths}"
+            )
+        return tuple(parts)
+    except Exception as error:
+        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+        error.add_note(f"while loading the batch of dataset indices {shown}")
+        raise
+
+
+# Threads
+
+Task = tuple[Future[Loaded], Array]
+
+
+class _Workers:
+    """Threads that load batches.
+
+    They are daemons: an executor's threads would hold up the end of the program until all that was
+    asked for is loaded, or for ever if a file never answers. They know their tasks and how to load,
+    not the iteration that waits for them, so that this one is collected when it is left.
+    """
+
+    def __init__(self, count: int, load: Callable[[Array], Loaded]) -> None:
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self.threads: list[Thread] = []
+        _running.add(self)
+        try:
+            for number in range(count):
+                thread = Thread(
+                    target=_work,
+                    args=(self._tasks, load),
+                    name=f"palto-loader-{number}",
+                    daemon=True,
+                )
+                thread.start()
+                self.threads.append(thread)
+        except BaseException:  # the system has no room for another thread
+            self.stop()
+            raise
+
+    def submit(self, indices: Array) -> Future[Loaded]:
+        """Ask for a batch."""
+        future: Future[Loaded] = Future()
+        self._tasks.put((future, indices))
+        return future
+
+    def stop(self) -> None:
+        """Forget what has not been begun, and let the threads end; does not wait for them."""
+        with suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self.threads:
+            self._tasks.put(None)
+
+
+def _work(tasks: SimpleQueue[Task | None], load: Callable[[Array], Loaded]) -> None:
+    while (task := tasks.get()) is not None:
+        _fulfil(*task, load)
+        del task  # a thread that waits keeps no batch alive
+
+
+def _fulfil(future: Future[Loaded], indices: Array, load: Callable[[Array], Loaded]) -> None:
+    try:
+        future.set_result(load(indices))
+    except BaseException as error:  # it is the user's thread that shall see it
+        future.set_exception(error)
+
+
+_running: weakref.WeakSet[_Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """At the end of the program: threads that soon finish are not cut off inside a library."""
+    threads = []
+    for workers in list(_running):
+        workers.stop()
+        threads += workers.threads
+    latest = time.monotonic() + 1
+    for thread in threads:
+        thread.join(max(0, latest - time.monotonic()))

@@ -138,3 +138,11 @@ def box_mask(
     in_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
     in_columns = (columns >= left[:, None]) & (columns < right[:, None])
     return in_rows[:, :, None, None] & in_columns[:, None, :, None]
+
+
+def faded(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """``(1 - share) * first + share * second``, for shares from 0 to 1.
+
+    Exactly `first` for share 0 and where both agree; rounding never leads out of [0, 1].
+    """
+    return first + (second - first) * share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from palto.data.augment.common import (
@@ -15,6 +15,7 @@ from palto.data.augment.common import (
     as_whole,
     between,
     draws,
+    faded,
     per_image,
 )
 from palto.tensor import Tensor, dtypes, random
@@ -53,8 +54,7 @@ def random_crop(
         TypeError, ValueError: images of another shape or dtype, an unknown mode, a crop that is
             larger than image and border.
 
-    Source:
-        He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
+    Source: He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
     """
     x = as_images("random_crop", images)
     count, height, width, _ = x.shape
@@ -70,13 +70,12 @@ def random_crop(
         )
     rows = _window(count, height, lengths[0], padding, generator)
     columns = _window(count, width, lengths[1], padding, generator)
-    border = _BORDERS[mode]
-    crops = _pixels(x, border(rows, height), border(columns, width))
-    if mode == "constant" and padding:
-        inside = _is_inside(rows, height)[:, :, None, None]
-        inside = inside & _is_inside(columns, width)[:, None, :, None]
-        crops = F.where(inside, crops, fill)
-    return crops
+    shown = _BORDERS[mode]
+    if shown is not None:
+        return _pixels(x, shown(rows, height), shown(columns, width))
+    sides = (padding, padding)
+    bordered = F.pad(x, [(0, 0), sides, sides, (0, 0)], value=fill)
+    return _pixels(bordered, rows + padding, columns + padding)
 
 
 def _as_size(size: Any, height: int, width: int) -> tuple[int, int]:
@@ -100,19 +99,15 @@ def _window(
     return start[:, None] + F.arange(size)
 
 
-def _is_inside(places: Tensor, length: int) -> Tensor:
-    return (places >= 0) & (places < length)
-
-
 def _edge(places: Tensor, length: int) -> Tensor:
     return F.minimum(F.maximum(places, 0), length - 1)
 
 
 def _reflect(places: Tensor, length: int) -> Tensor:
     # A mirror at both ends makes the image repeat after a walk there and back.
-    period = max(2 * (length - 1), 1)
+    period = 2 * max(length - 1, 1)
     there = places % period
-    return F.minimum(there, period - there) if length > 1 else there
+    return F.minimum(F.minimum(there, period - there), length - 1)
 
 
 def _symmetric(places: Tensor, length: int) -> Tensor:
@@ -120,8 +115,13 @@ def _symmetric(places: Tensor, length: int) -> Tensor:
     return F.minimum(there, 2 * length - 1 - there)
 
 
-#: From places that may lie in the border to those of the image that they show.
-_BORDERS = {"constant": _edge, "edge": _edge, "reflect": _reflect, "symmetric": _symmetric}
+#: From places that may lie in the border to those of the image that they show, if they show any.
+_BORDERS: dict[str, Callable[[Tensor, int], Tensor] | None] = {
+    "constant": None,
+    "edge": _edge,
+    "reflect": _reflect,
+    "symmetric": _symmetric,
+}
 
 
 def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -254,9 +254,8 @@ def random_affine(
     Raises:
         TypeError, ValueError: images of another shape or dtype, or ranges that are none.
 
-    Source:
-        Jaderberg, Simonyan, Zisserman, Kavukcuoglu: Spatial transformer networks, NeurIPS 2015
-        (sampling); the parameters are those of torchvision's RandomAffine.
+    Source: Jaderberg, Simonyan, Zisserman, Kavukcuoglu: Spatial transformer networks, NeurIPS 2015
+    (sampling); the parameters are those of torchvision's RandomAffine.
     """
     name = "random_affine"
     x = as_images(name, images)
@@ -360,9 +359,9 @@ def _sampled(
 
     right_share = F.astype(right_share, images.dtype)[..., None]
     bottom_share = F.astype(bottom_share, images.dtype)[..., None]
-    upper = _between_pixels(corner(0), corner(1), right_share)
-    lower = _between_pixels(corner(stride), corner(stride + 1), right_share)
-    return _between_pixels(upper, lower, bottom_share)
+    upper = faded(corner(0), corner(1), right_share)
+    lower = faded(corner(stride), corner(stride + 1), right_share)
+    return faded(upper, lower, bottom_share)
 
 
 def _cell(source: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -370,8 +369,3 @@ def _cell(source: Tensor, length: int) -> tuple[Tensor, Tensor]:
     place = F.minimum(F.maximum(source, -1.0), float(length))
     before = F.floor(place)
     return F.astype(before, dtypes.int64), place - before
-
-
-def _between_pixels(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    # Exactly `first` for share 0 and where both agree, and never outside of [0, 1] by rounding.
-    return first + (second - first) * share

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from palto.data.augment.common import as_images, as_number, as_whole, box_mask, draws, per_image
+from palto.data.augment.common import (
+    as_images,
+    as_number,
+    as_whole,
+    box_mask,
+    draws,
+    faded,
+    per_image,
+)
 from palto.tensor import Tensor, dtypes, random
 from palto.tensor import functions as F
 
@@ -44,14 +52,12 @@ def mixup(
             not above 0.
         IndexError: a label that is not below `classes`.
 
-    Source:
-        Zhang, Cisse, Dauphin, Lopez-Paz: mixup: beyond empirical risk minimization, ICLR 2018.
+    Source: Zhang, Cisse, Dauphin, Lopez-Paz: mixup: beyond empirical risk minimization, ICLR 2018.
     """
     x, y = _as_batch("mixup", images, labels, classes)
     weight = _symmetric_beta("mixup", x.shape[0], alpha, generator)
     others = random.permutation(x.shape[0], generator=generator)
-    share = per_image(F.astype(weight, x.dtype))
-    mixed = share * x + (1 - share) * F.take(x, others)
+    mixed = faded(F.take(x, others), x, per_image(F.astype(weight, x.dtype)))
     return mixed, _mixed_labels(y, others, weight)
 
 
@@ -84,9 +90,8 @@ def cutmix(
             not above 0.
         IndexError: a label that is not below `classes`.
 
-    Source:
-        Yun, Han, Oh, Chun, Choe, Yoo: CutMix: regularization strategy to train strong classifiers
-        with localizable features, ICCV 2019.
+    Source: Yun, Han, Oh, Chun, Choe, Yoo: CutMix: regularization strategy to train strong
+    classifiers with localizable features, ICCV 2019.
     """
     x, y = _as_batch("cutmix", images, labels, classes)
     count, height, width, _ = x.shape
@@ -135,8 +140,7 @@ def _as_batch(
 
 
 def _mixed_labels(labels: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-    share = F.astype(weight, labels.dtype)[:, None]
-    return share * labels + (1 - share) * F.take(labels, others)
+    return faded(F.take(labels, others), labels, F.astype(weight, labels.dtype)[:, None])
 
 
 def _symmetric_beta(
@@ -153,8 +157,10 @@ def _symmetric_beta(
     if alpha == 0:
         raise ValueError(f"{function} wants alpha above 0, got 0; leave {function} out instead")
     u, v = draws(2, count, generator)
-    power = (1 - u) ** (1 / alpha)  # 1 - u is never 0; multiplied out, nothing overflows
+    logarithm = F.log1p(-u) / alpha  # 1 - u is uniform too, and never 0
+    power, rest = F.exp(logarithm), -F.expm1(logarithm)
     cos = F.cos(2 * math.pi * v)
-    signal = (1 - power) * cos * cos
-    distance = F.sqrt(signal / (power + signal))
+    # T^2 / (2 alpha + T^2), multiplied by the power so that nothing overflows.
+    squared = rest * cos * cos
+    distance = F.sqrt(squared / (power + squared))
     return 0.5 * (1 + F.where(cos < 0, -distance, distance))

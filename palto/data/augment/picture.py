@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,50 +20,75 @@ from palto.data.augment.mixing import cutmix, mixup
 from palto.data.augment.pixels import color_jitter, gaussian_noise, random_erasing
 from palto.tensor import Tensor, random
 
-Augmentation = Callable[..., Tensor]
+#: How many draws a row shows.
+DRAWS = 7
+
+_CELL, _TEXT, _HEAD = 0.75, 2.25, 0.35  # inches: an image, the names' column, the headings' row
 
 
-def _examples(count: int, channels: int) -> dict[str, Augmentation]:
-    """One call of each augmentation, by the text that is written beside it."""
+class _Row(NamedTuple):
+    name: str
+    settings: str  # how the parameters are written beside the name
+    augment: Callable[[Tensor, random.Generator], Tensor]
+
+
+def _rows(count: int, channels: int) -> list[_Row]:
     labels = np.arange(count)
-    jitter = {"brightness": 0.5, "contrast": 0.5}
-    if channels == 3:
-        jitter |= {"saturation": 0.5, "hue": 0.1}
-    settings = ", ".join(f"{name}={value}" for name, value in jitter.items())
-    return {
-        "random_crop\n4": lambda x, **g: random_crop(x, 4, **g),
-        'random_crop\n4, mode="reflect"': lambda x, **g: random_crop(x, 4, mode="reflect", **g),
-        "random_horizontal_flip": random_horizontal_flip,
-        "random_vertical_flip": random_vertical_flip,
-        "random_rotation\n30": lambda x, **g: random_rotation(x, 30, **g),
-        "random_affine\n15, (0.1, 0.1), (0.7, 1.2), 20": lambda x, **g: random_affine(
-            x, 15, (0.1, 0.1), (0.7, 1.2), 20, **g
+
+    def jittered(x: Tensor, generator: random.Generator) -> Tensor:
+        colours = (0.5, 0.1) if channels == 3 else (0.0, 0.0)
+        return color_jitter(x, 0.5, 0.5, *colours, generator=generator)
+
+    return [
+        _Row("random_horizontal_flip", "", lambda x, g: random_horizontal_flip(x, generator=g)),
+        _Row("random_vertical_flip", "", lambda x, g: random_vertical_flip(x, generator=g)),
+        _Row("random_crop", "padding=4", lambda x, g: random_crop(x, 4, generator=g)),
+        _Row(
+            "random_crop",
+            'padding=4, mode="reflect"',
+            lambda x, g: random_crop(x, 4, mode="reflect", generator=g),
         ),
-        f"color_jitter\n{settings}": lambda x, **g: color_jitter(x, **jitter, **g),
-        "random_erasing\n0.8": lambda x, **g: random_erasing(x, 0.8, **g),
-        "gaussian_noise\n0.1": lambda x, **g: gaussian_noise(x, 0.1, **g),
-        "mixup": lambda x, **g: mixup(x, labels, classes=count, **g)[0],
-        "cutmix": lambda x, **g: cutmix(x, labels, classes=count, **g)[0],
-    }
+        _Row("random_rotation", "degrees=30", lambda x, g: random_rotation(x, 30, generator=g)),
+        _Row(
+            "random_affine",
+            "degrees=15, translate=(0.1, 0.1),\nscale=(0.7, 1.2), shear=20",
+            lambda x, g: random_affine(x, 15, (0.1, 0.1), (0.7, 1.2), 20, generator=g),
+        ),
+        _Row(
+            "color_jitter",
+            "brightness=0.5, contrast=0.5" + ",\nsaturation=0.5, hue=0.1" * (channels == 3),
+            jittered,
+        ),
+        _Row(
+            "random_erasing",
+            "probability=0.8, value=0.5",
+            lambda x, g: random_erasing(x, 0.8, value=0.5, generator=g),
+        ),
+        _Row("gaussian_noise", "std=0.1", lambda x, g: gaussian_noise(x, 0.1, generator=g)),
+        _Row("mixup", "alpha=1", lambda x, g: mixup(x, labels, 1.0, count, generator=g)[0]),
+        _Row("cutmix", "alpha=1", lambda x, g: cutmix(x, labels, 1.0, count, generator=g)[0]),
+    ]
 
 
 def picture_sheet(images: Any, path: str | os.PathLike[str], *, seed: int = 0) -> None:
     """Write a PNG file that shows each augmentation: a row each, the original first, then draws.
 
     Args:
-        images: float32 (N, H, W, C) in [0, 1], grey or of colour. Rows show one after the other;
-            mixup and cutmix take their partners from the rest. Eight are enough.
+        images: float32 (N, H, W, C) in [0, 1], grey or in colour. Each row shows the next one;
+            mixup and cutmix take their partners from the others. The first dozen is used.
         path: the file to write.
         seed: equal seeds give equal pictures.
 
     Raises:
-        ImportError: matplotlib is missing.
-        TypeError, ValueError: images of another shape or dtype.
+        ImportError: matplotlib is not installed.
+        TypeError, ValueError: images of another shape or dtype, or none.
     """
-    x = as_images("picture_sheet", images)
-    if x.shape[0] == 0 or x.shape[3] not in (1, 3):
+    x = as_images("picture_sheet", images)[:12]
+    count, channels = x.shape[0], x.shape[3]
+    if count == 0 or channels not in (1, 3):
         raise ValueError(
-            f"picture_sheet wants at least one image (N, H, W, C) of 1 or 3 channels, got {x.shape}"
+            "picture_sheet wants at least one image (N, H, W, C) of 1 or 3 channels, got shape "
+            f"{x.shape}"
         )
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,17 +98,36 @@ def picture_sheet(images: Any, path: str | os.PathLike[str], *, seed: int = 0) -
             "picture_sheet draws with matplotlib, which is not installed: pip install 'palto[plot]'"
         ) from error
 
+    rows = _rows(count, channels)
     generator = random.Generator(seed)
-    draws = 6
-    examples = _examples(x.shape[0], x.shape[3])
-    figure = Figure(figsize=(8, 0.9 * len(examples)))
+    # The figure alone, without pyplot: no window, no state shared with the user's own figures.
+    width, height = _TEXT + (DRAWS + 1.3) * _CELL, _HEAD + len(rows) * _CELL
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(examples), 1 + draws)
-    for row, (text, augmentation) in enumerate(examples.items()):
-        place = row % x.shape[0]
-        shown = [x[place]]
-        shown += [augmentation(x, generator=generator)[place] for _ in range(draws)]
-        for axis, image in zip(axes[row], shown, strict=True):
-            axis.imshow(image.array(), cmap="gray", vmin=0, vmax=1)
-            axis.set_axis_off()
-    figure.savefig(path, format="png", dpi=100)
+
+    def cell(row: int, column: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of an image, as fractions of the figure."""
+        gap = 0.2 * (column > 0)
+        left = _TEXT + (column + gap) * _CELL
+        bottom = height - _HEAD - (row + 1) * _CELL
+        return left / width, bottom / height, 0.92 * _CELL / width, 0.92 * _CELL / height
+
+    for column, text in ((0, "original"), (1, f"{DRAWS} draws")):
+        left, bottom, _, _ = cell(-1, column)
+        figure.text(left, bottom + 0.06 / height, text, size=9, color="0.35")
+    for row, (name, settings, augment) in enumerate(rows):
+        left, bottom, _, size = cell(row, 0)
+        middle = bottom + size / 2
+        figure.text(
+            0.1 / width, middle, name, size=9.5, family="monospace", weight="bold",
+            va="bottom" if settings else "center",
+        )  # fmt: skip
+        figure.text(0.1 / width, middle - 0.03 / height, settings, size=8, color="0.35", va="top")
+        place = row % count
+        shown = [x[place], *(augment(x, generator)[place] for _ in range(DRAWS))]
+        for column, image in enumerate(shown):
+            axes = figure.add_axes(cell(row, column))
+            axes.set_axis_off()
+            axes.imshow(image.array(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    # Without the name of the program, the same pictures are the same bytes.
+    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})

@@ -161,8 +161,7 @@ def random_erasing(
     Raises:
         TypeError, ValueError: images of another shape or dtype, or ranges that are none.
 
-    Source:
-        Zhong, Zheng, Kang, Li, Yang: Random erasing data augmentation, AAAI 2020.
+    Source: Zhong, Zheng, Kang, Li, Yang: Random erasing data augmentation, AAAI 2020.
     """
     name = "random_erasing"
     x = as_images(name, images)
