@@ -1,4 +1,7 @@
-"""Nested tuples, lists, dicts and dataclasses, taken apart into leaves and put together again."""
+"""Nested tuples, lists, dicts and dataclasses, taken apart into leaves and put together again.
+
+None is no leaf: it is a part of the structure.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,23 @@ _LEAF = "*"
 def flatten(value: Any) -> tuple[list[Any], Tree]:
     """The leaves in order, and the structure around them."""
     leaves: list[Any] = []
+    return leaves, _flatten(value, leaves)
 
-    def visit(node: Any) -> Tree:
-        kind = type(node)
-        if kind in (tuple, list) or (isinstance(node, tuple) and hasattr(node, "_fields")):
-            return kind, tuple(visit(part) for part in node)
-        if kind is dict:
-            return dict, tuple(node), tuple(visit(part) for part in node.values())
-        if dataclasses.is_dataclass(node) and not isinstance(node, type):
-            names = tuple(field.name for field in dataclasses.fields(node) if field.init)
-            return kind, names, tuple(visit(getattr(node, name)) for name in names)
-        leaves.append(node)
-        return _LEAF
 
-    return leaves, visit(value)
+# A function of its own: one that knew itself by its closure would hold the leaves in a cycle.
+def _flatten(node: Any, leaves: list[Any]) -> Tree:
+    if node is None:
+        return None
+    kind = type(node)
+    if kind in (tuple, list) or (isinstance(node, tuple) and hasattr(node, "_fields")):
+        return kind, tuple([_flatten(part, leaves) for part in node])
+    if kind is dict:
+        return dict, tuple(node), tuple([_flatten(part, leaves) for part in node.values()])
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        names = tuple([field.name for field in dataclasses.fields(node) if field.init])
+        return kind, names, tuple([_flatten(getattr(node, name), leaves) for name in names])
+    leaves.append(node)
+    return _LEAF
 
 
 def rebuild(tree: Tree, leaves: Sequence[Any]) -> Any:
@@ -36,6 +42,8 @@ def rebuild(tree: Tree, leaves: Sequence[Any]) -> Any:
 
 
 def _rebuild(tree: Tree, leaves: Iterator[Any]) -> Any:
+    if tree is None:
+        return None
     if tree == _LEAF:
         return next(leaves)
     if len(tree) == 3:

@@ -306,6 +306,8 @@ class Trainer:
         state = checkpoint.state
         train.load_state_dict(state["loader"])
         self._at = _Progress(**state["progress"])
+        if state["loader"]["batch"] and not self._at.epoch_batches:
+            train.set_epoch(train.epoch + 1)  # it was saved after the end of an epoch
         self.history = list(state["history"])
         self.notes = list(state["notes"])
         self._note(f"resumed after step {self._at.step} (epoch {self._at.epoch + 1})")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -59,6 +59,9 @@ def indexed(draw):
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
     x = np.arange(float(np.prod(shape))).reshape(shape)
     index = draw(index_parts(shape))
+    parts = index if isinstance(index, tuple) else (index,)
+    masked = any(isinstance(part, np.ndarray) and part.dtype.kind == "b" for part in parts)
+    assume(x.size or not masked)  # NumPy lets masks of other shapes pass where there is nothing
     try:
         return x, index, x[index]
     except IndexError:
@@ -281,7 +284,7 @@ def test_masks_in_a_trace_say_what_to_do():
     trace = Trace()
     with trace.active():
         x = trace.placeholder((3,), palto.float32)
-        with pytest.raises(palto.TraceError, match=r"known only when the program runs.*palto.where"):
+        with pytest.raises(palto.TraceError, match=r"known only when.*use palto\.where"):
             x[x > 0]
         with pytest.raises(palto.TraceError, match=r"palto\.dynamic_slice"):
             x[: palto.argmax(x)]

@@ -111,6 +111,19 @@ def test_resumed_it_goes_on_to_the_bit(examples, tmp_path, stop_at):
     assert_same(values(resumed), values(whole))
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_resumed_after_an_epoch_it_goes_on_to_the_bit(examples, tmp_path, epochs):
+    whole, loader, validation = make(examples)
+    whole.fit(loader, validation, epochs=4)
+    first, loader, validation = make(examples, tmp_path)
+    first.fit(loader, validation, epochs=epochs)
+    resumed, loader, validation = make(examples, tmp_path)
+    assert resumed.resume(loader)
+    resumed.fit(loader, validation, epochs=4)
+    assert without_time(resumed.history) == without_time(whole.history)
+    assert_same(values(resumed), values(whole))
+
+
 def test_resume_without_checkpoints(examples, tmp_path):
     trainer, loader, _ = make(examples, tmp_path)
     assert not trainer.resume(loader)

@@ -23,7 +23,8 @@ from palto.tensor import Tensor, random
 #: How many draws a row shows.
 DRAWS = 7
 
-_CELL, _TEXT, _HEAD = 0.75, 2.25, 0.35  # inches: an image, the names' column, the headings' row
+# Inches, of 120 pixels: an image of 28 x 28 is shown three times as large.
+_IMAGE, _GAP, _NAMES, _HEADINGS = 0.7, 0.05, 2.25, 0.3
 
 
 class _Row(NamedTuple):
@@ -100,34 +101,39 @@ def picture_sheet(images: Any, path: str | os.PathLike[str], *, seed: int = 0) -
 
     rows = _rows(count, channels)
     generator = random.Generator(seed)
+    step = _IMAGE + _GAP
+    width, height = _NAMES + (DRAWS + 1) * step + 3 * _GAP, _HEADINGS + len(rows) * step
     # The figure alone, without pyplot: no window, no state shared with the user's own figures.
-    width, height = _TEXT + (DRAWS + 1.3) * _CELL, _HEAD + len(rows) * _CELL
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches from the top left
 
-    def cell(row: int, column: int) -> tuple[float, float, float, float]:
-        """Left, bottom, width and height of an image, as fractions of the figure."""
-        gap = 0.2 * (column > 0)
-        left = _TEXT + (column + gap) * _CELL
-        bottom = height - _HEAD - (row + 1) * _CELL
-        return left / width, bottom / height, 0.92 * _CELL / width, 0.92 * _CELL / height
+    def left(column: int) -> float:
+        return _NAMES + column * step + 2 * _GAP * (column > 0)
 
-    for column, text in ((0, "original"), (1, f"{DRAWS} draws")):
-        left, bottom, _, _ = cell(-1, column)
-        figure.text(left, bottom + 0.06 / height, text, size=9, color="0.35")
+    grey: dict[str, Any] = {"color": "0.35", "size": 8}
+    axes.text(left(0), _HEADINGS - 0.08, "original", **grey)
+    axes.text(left(1), _HEADINGS - 0.08, f"{DRAWS} draws", **grey)
     for row, (name, settings, augment) in enumerate(rows):
-        left, bottom, _, size = cell(row, 0)
-        middle = bottom + size / 2
-        figure.text(
-            0.1 / width, middle, name, size=9.5, family="monospace", weight="bold",
-            va="bottom" if settings else "center",
-        )  # fmt: skip
-        figure.text(0.1 / width, middle - 0.03 / height, settings, size=8, color="0.35", va="top")
+        top = _HEADINGS + row * step
+        middle = top + _IMAGE / 2
+        bold: dict[str, Any] = {"size": 9.5, "family": "monospace", "weight": "bold"}
+        axes.text(0.1, middle, name, va="bottom" if settings else "center", **bold)
+        axes.text(0.1, middle + 0.03, settings, va="top", **grey)
         place = row % count
         shown = [x[place], *(augment(x, generator)[place] for _ in range(DRAWS))]
         for column, image in enumerate(shown):
-            axes = figure.add_axes(cell(row, column))
-            axes.set_axis_off()
-            axes.imshow(image.array(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            box = _fitted(left(column), top, image.shape[1] / image.shape[0])
+            look: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
+            axes.imshow(image.array(), extent=box, interpolation="nearest", **look)
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    axes.set_axis_off()
     # Without the name of the program, the same pictures are the same bytes.
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+
+
+def _fitted(left: float, top: float, ratio: float) -> tuple[float, float, float, float]:
+    """Where an image of width over height `ratio` goes: left, right, bottom, top."""
+    width, height = _IMAGE * min(ratio, 1), _IMAGE / max(ratio, 1)
+    left, top = left + (_IMAGE - width) / 2, top + (_IMAGE - height) / 2
+    return left, left + width, top + height, top

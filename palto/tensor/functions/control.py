@@ -108,8 +108,7 @@ def scan(
     carry, carry_tree = flatten(initial)
     xs, xs_tree = flatten(sequences)
     carry = [asarray(x) for x in carry]
-    xs = [asarray(x) for x in xs if x is not None]
-    has_sequences = sequences is not None
+    xs = [asarray(x) for x in xs]
     for x in xs:
         if x.ndim == 0:
             raise ValueError("scan: a sequence has no axis to go along")
@@ -122,19 +121,21 @@ def scan(
 
     def body(*tensors: Tensor) -> Sequence[Tensor]:
         state = rebuild(carry_tree, tensors[: len(carry)])
-        element = rebuild(xs_tree, tensors[len(carry) :]) if has_sequences else None
-        result = step(state, element)
+        result = step(state, rebuild(xs_tree, tensors[len(carry) :]))
         if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(
                 f"scan: a step returns (new state, outputs), got {type(result).__name__}"
             )
         state_leaves, state_tree = flatten(result[0])
         if state_tree != carry_tree:
-            raise ValueError("scan: a step returns a state of another structure than it was given")
+            raise ValueError(
+                "scan: a step returns a state of another structure than it was given (a dict's "
+                "keys keep their order, too)"
+            )
         outputs, outputs_tree = flatten(result[1])
         found[:] = [outputs_tree]
-        return [*state_leaves, *(y for y in outputs if y is not None)]
+        return [*state_leaves, *outputs]
 
     results = rows.apply_scan(body, carry, xs, [], length=length, reverse=reverse)
-    ys = rebuild(found[0], results[len(carry) :]) if results[len(carry) :] else None
-    return rebuild(carry_tree, results[: len(carry)]), ys
+    state, ys = results[: len(carry)], results[len(carry) :]
+    return rebuild(carry_tree, state), rebuild(found[0], ys)

@@ -155,13 +155,13 @@ def tan(x: Any) -> Tensor:
 def asin(x: Any) -> Tensor:
     """The inverse of sin, in radians."""
     x = asarray(x)
-    return atan2(x, sqrt((1 - x) * (1 + x)))
+    return atan2(x, sqrt(1 - x) * sqrt(1 + x))
 
 
 def acos(x: Any) -> Tensor:
     """The inverse of cos, in radians."""
     x = asarray(x)
-    return atan2(sqrt((1 - x) * (1 + x)), x)
+    return atan2(sqrt(1 - x) * sqrt(1 + x), x)
 
 
 def atan(x: Any) -> Tensor:

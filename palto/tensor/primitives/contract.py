@@ -10,7 +10,7 @@ import numpy as np
 from palto.tensor import dtypes
 from palto.tensor import functions as F
 from palto.tensor.graph import Array, Gradients, Operation, Primitive, Spec
-from palto.tensor.primitives.window import dilate, windows
+from palto.tensor.primitives.window import dilate, require_geometry, windows
 from palto.tensor.tensor import Tensor
 
 Ints = tuple[int, ...]
@@ -66,6 +66,8 @@ def _conv_infer(
             f"convolution wants an input (N, ...space, C) and a kernel (...space, C / groups, O), "
             f"got {x.shape} and {w.shape}"
         )
+    steps = {"input_dilation": input_dilation, "kernel_dilation": kernel_dilation}
+    require_geometry("convolution", dims, padding, stride=stride, **steps)
     channels, outputs = w.shape[-2:]
     if groups < 1 or x.shape[-1] != channels * groups or outputs % groups:
         raise ValueError(

@@ -17,6 +17,26 @@ Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 
+def require_geometry(name: str, dims: int, padding: Pairs, **steps: Ints) -> None:
+    """Demand a pair of paddings, and a step of each kind of at least 1, per axis of space.
+
+    Raises:
+        ValueError: anything else.
+    """
+    for what, values in steps.items():
+        if not isinstance(values, tuple) or len(values) != dims or min(values) < 1:
+            raise ValueError(
+                f"{name}: {what} wants a tuple of {dims} whole numbers of at least 1, got {values}"
+            )
+    pairs = isinstance(padding, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 for pair in padding
+    )
+    if not pairs or len(padding) != dims:
+        raise ValueError(
+            f"{name}: padding wants a tuple of {dims} pairs (before, after), got {padding}"
+        )
+
+
 def dilate(x: Array, padding: Pairs, dilation: Ints, value: Any) -> Array:
     """`x` (N, ...space, C) with gaps between the pixels and a border; negative borders crop."""
     if all(pair == (0, 0) for pair in padding) and all(gap == 1 for gap in dilation):
@@ -96,6 +116,7 @@ def _places(space: Shape, out: Shape, offset: Ints, stride: Ints, padding: Pairs
 
 def _max_infer(x: Tensor, *, window: Ints, stride: Ints, padding: Pairs) -> tuple[Spec, Spec]:
     _require_image("max pooling", x, window)
+    require_geometry("max pooling", len(window), padding, window=window, stride=stride)
     for k, (low, high) in zip(window, padding, strict=True):
         if 2 * max(low, high) > k:
             raise ValueError(f"max pooling: padding {padding} is more than half of {window}")
@@ -183,6 +204,8 @@ def _sum_infer(
     x: Tensor, *, window: Ints, stride: Ints, padding: Pairs, input_dilation: Ints
 ) -> Spec:
     _require_image("sum pooling", x, window)
+    steps = {"window": window, "stride": stride, "input_dilation": input_dilation}
+    require_geometry("sum pooling", len(window), padding, **steps)
     space = tuple(
         max((n - 1) * gap + 1, 0) for n, gap in zip(x.shape[1:-1], input_dilation, strict=True)
     )
