@@ -295,7 +295,9 @@ def value_and_grad(
         originals = [F.asarray(x) for x in given]
         for x in originals:
             if x.dtype not in dtypes.DIFFERENTIABLE:
-                raise TypeError(f"there is no gradient with respect to a {x.dtype.name} argument")
+                raise TypeError(
+                    f"there is no gradient with respect to an argument of {x.dtype.name}"
+                )
         outer = is_grad_enabled()
         with set_grad_enabled(True):
             inner = [_fresh(x) for x in originals]

@@ -118,7 +118,7 @@ def _check_gradients(function, *arrays, order=2, step=1e-5, rtol=1e-6, seed=0):
         return dot(pull(leaves(values[:count]), leaves(values[count:])), directions)
 
     first = pull(leaves(point), [palto.asarray(u) for u in weights])
-    assert [g.shape for g in first] == [x.shape for x in point]
+    assert [(g.shape, g.dtype) for g in first] == [(x.shape, x.dtype) for x in point]
     compare("first", projected, point, first)
     if order > 1:
         directions = like(point)
@@ -127,6 +127,7 @@ def _check_gradients(function, *arrays, order=2, step=1e-5, rtol=1e-6, seed=0):
         total = sum((g * palto.asarray(w)).sum() for g, w in zip(found, directions, strict=True))
         second = gradients([total], [palto.ones_like(total)], both)
         second = [np.zeros(x.shape) if g is None else g for x, g in zip(both, second, strict=True)]
+        assert [g.shape for g in second] == [x.shape for x in both]
         compare("second", projected_gradient, [*point, *weights], second)
 
 

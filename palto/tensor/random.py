@@ -72,7 +72,7 @@ def uniform(
         # Rounding must not reach `high`.
         below = float(np.nextafter(np.float32(high), np.float32(low)))
         result = F.minimum(result * (high - low) + low, below)
-    return F.astype(result, dtype)
+    return F.astype(result, _floating(dtype))
 
 
 def normal(
@@ -93,7 +93,17 @@ def normal(
     result = F.sqrt(-2 * F.log(radius)) * F.cos(angle)
     if (mean, std) != (0.0, 1.0):
         result = result * std + mean
-    return F.astype(result, dtype)
+    return F.astype(result, _floating(dtype))
+
+
+def _floating(dtype: Any) -> dtypes.DType:
+    wanted = dtypes.as_dtype(dtype)
+    if wanted not in (*dtypes.FLOATING, dtypes.bfloat16):
+        raise TypeError(
+            f"uniform and normal give floating-point numbers, not {wanted.name}; "
+            "random.integers gives whole ones"
+        )
+    return wanted
 
 
 def integers(

@@ -273,7 +273,9 @@ class Tensor:
             ValueError: the tensor was computed from others.
         """
         if requires_grad and self.dtype not in dtypes.DIFFERENTIABLE:
-            raise TypeError(f"a {self.dtype.name} tensor has no gradient; cast it to float32 first")
+            raise TypeError(
+                f"a tensor of {self.dtype.name} has no gradient; cast it to float32 first"
+            )
         if self.operation is not None:
             raise ValueError(
                 "this tensor was computed from others; call detach() first, or requires_grad_() "

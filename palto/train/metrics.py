@@ -149,7 +149,7 @@ class _Errors:
 
     def update(self, outputs: Array, targets: Array, losses: Array) -> None:
         """Count a batch: answers and targets of one shape, the loss of each example (n,)."""
-        error = np.asarray(outputs, np.float64) - targets
+        error = np.asarray(outputs, np.float64) - targets.reshape(outputs.shape)
         self._loss += float(losses.sum(dtype=np.float64))
         self._absolute += float(np.abs(error).sum())
         self._squared += float((error * error).sum())

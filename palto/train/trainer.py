@@ -213,6 +213,9 @@ class Trainer:
             "seconds": at.seconds,
             "train_loss": at.epoch_loss / max(at.epoch_batches, 1),
         }
+        rate = self.optimizer.groups[0].lr
+        if rate.ndim == 0:
+            entry["lr"] = float(rate)
         if validation is not None:
             measured = self.evaluate(validation)
             for name, value in measured.measures.items():
@@ -420,7 +423,7 @@ class _Watch:
 def _line(entry: dict[str, float]) -> str:
     parts = [f"epoch {entry['epoch']:.0f}"]
     for name, value in entry.items():
-        if name in ("epoch", "step", "seconds"):
+        if name in ("epoch", "step", "seconds", "lr"):
             continue
         shown = (
             f"{value:.2%}" if name in ("accuracy",) or name.startswith("top") else f"{value:.4f}"

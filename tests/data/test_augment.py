@@ -379,6 +379,17 @@ def test_cutmix_pastes_a_box_and_counts_it():
             assert label[int(box.flat[0])] == pytest.approx(1 - own.mean(), abs=1e-6)
 
 
+def test_cutmix_areas():
+    values = np.arange(3000, dtype=np.float32)
+    x = np.broadcast_to(values[:, None, None, None], (3000, 40, 40, 1))
+    # A large alpha makes all weights about a half: sides of sqrt(0.5), before the edges cut them.
+    images = augment.cutmix(x, np.zeros(3000, np.int64), 1e4, 1)[0].numpy()
+    pasted = (images != x).mean((1, 2, 3))
+    side = math.sqrt(0.5)
+    assert 0.4 < pasted.max() <= 0.5
+    assert abs(pasted.mean() - (side - side**2 / 4) ** 2) < 0.02
+
+
 # --- What holds for all --------------------------------------------------------------------------
 
 

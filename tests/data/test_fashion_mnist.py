@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from palto import data
-from palto.data.fashion_mnist import read_idx
+from palto.data.sources.fashion_mnist import read_idx
 
 
 def idx(shape, data=b"", kind=8):

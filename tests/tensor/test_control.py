@@ -412,6 +412,13 @@ def test_checkpoint_around_scan_and_grad(check_gradients):
     check_gradients(lambda x: palto.checkpoint(function, x), real(3))
 
 
+def test_what_a_checkpoint_cuts_off_stays_cut_off():
+    x = palto.asarray([1.0, 2.0], requires_grad=True)
+    y, z = palto.checkpoint(lambda x: (x * 2, palto.detach(x)), x)
+    assert y.requires_grad
+    assert not z.requires_grad
+
+
 def test_checkpoint_under_no_grad():
     block = Block()
     with palto.no_grad():

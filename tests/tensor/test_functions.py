@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 import palto
+from palto.backprop import gradients
+from palto.tensor import dtypes
+from palto.tensor.graph import Graph, Trace, resolve
 
 _rng = np.random.default_rng(1)
 
@@ -588,3 +591,48 @@ def test_arrays_are_taken_too(name):
             *([x] if isinstance(x, palto.Tensor) else x for x in (got, wanted)), strict=True
         ):
             np.testing.assert_array_equal(a, b)
+
+
+#: What looks at values, or takes arrays only.
+UNTRACED = {"nonzero", "asarray"}
+
+
+@pytest.mark.parametrize(("name", "case"), [p for p in NUMBERED if p.values[0] not in UNTRACED])
+def test_a_trace_means_the_same(name, case):
+    """Values, gradients and their gradients, recorded as a graph and run."""
+    function = case.ours or getattr(palto, name)
+    moving = [x.dtype in dtypes.DIFFERENTIABLE for x in case.arrays]
+
+    def derivatives(tensors):
+        result = function(*tensors, **case.options)
+        ys = list(result) if isinstance(result, tuple | list) else [result]
+        inputs = [x for x, moves in zip(tensors, moving, strict=True) if moves]
+        everything = list(ys)
+        for time in range(2):
+            ys = [y for y in ys if y.requires_grad]
+            starts = [palto.sin(palto.arange(float(y.size))).reshape(y.shape) for y in ys]
+            starts = [s.astype(y.dtype) for s, y in zip(starts, ys, strict=True)]
+            found = gradients(ys, starts, inputs, create_graph=time == 0)
+            ys = [
+                palto.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)
+            ]
+            everything += ys
+        return everything
+
+    eager = derivatives(
+        [palto.asarray(x, requires_grad=m) for x, m in zip(case.arrays, moving, strict=True)]
+    )
+    trace = Trace()
+    with trace.active():
+        inputs = [
+            trace.placeholder(x.shape, x.dtype, requires_grad=m)
+            for x, m in zip(case.arrays, moving, strict=True)
+        ]
+        outputs = [resolve(y) for y in derivatives(inputs)]
+    graph = Graph.reaching(inputs, outputs, trace.tensors)
+    got = graph.evaluate(*(np.asarray(x) for x in case.arrays))
+    assert len(got) == len(eager)
+    for a, b in zip(got, eager, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        tolerance = 1e-5 if a.dtype in (np.float32, np.complex64) else 1e-9
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)

@@ -262,7 +262,11 @@ def test_errors(index, error, message):
         ),
         (lambda x: x.at[0].set(palto.zeros((3,))), ValueError, r"\(3,\)"),
         (lambda x: x.at[0].set(1j), TypeError, "does not fit|complex"),
-        (lambda x: x.at[0].add(palto.asarray(1)), TypeError, "cannot write int64 into a float32"),
+        (
+            lambda x: x.at[0].add(palto.asarray(1)),
+            TypeError,
+            "cannot write int64 into a tensor of float32",
+        ),
         (lambda x: x.at[3].set(1.0), IndexError, "index 3 is out of range"),
         (lambda x: x.at[[0, 3]].add(1.0), IndexError, "index 3 is out of range"),
     ],

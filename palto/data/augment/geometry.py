@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from palto.data.augment.common import (
@@ -71,11 +71,13 @@ def random_crop(
     rows = _window(count, height, lengths[0], padding, generator)
     columns = _window(count, width, lengths[1], padding, generator)
     shown = _BORDERS[mode]
-    if shown is not None:
-        return _pixels(x, shown(rows, height), shown(columns, width))
-    sides = (padding, padding)
-    bordered = F.pad(x, [(0, 0), sides, sides, (0, 0)], value=fill)
-    return _pixels(bordered, rows + padding, columns + padding)
+    crops = _pixels(x, shown(rows, height), shown(columns, width))
+    if mode == "constant" and padding:
+        inside_rows = (rows >= 0) & (rows < height)
+        inside_columns = (columns >= 0) & (columns < width)
+        inside = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+        crops = F.where(inside, crops, fill)
+    return crops
 
 
 def _as_size(size: Any, height: int, width: int) -> tuple[int, int]:
@@ -115,13 +117,9 @@ def _symmetric(places: Tensor, length: int) -> Tensor:
     return F.minimum(there, 2 * length - 1 - there)
 
 
-#: From places that may lie in the border to those of the image that they show, if they show any.
-_BORDERS: dict[str, Callable[[Tensor, int], Tensor] | None] = {
-    "constant": None,
-    "edge": _edge,
-    "reflect": _reflect,
-    "symmetric": _symmetric,
-}
+#: From places that may lie in the border to those of the image that they show. A constant border
+#: shows none; there any will do, and is replaced.
+_BORDERS = {"constant": _edge, "edge": _edge, "reflect": _reflect, "symmetric": _symmetric}
 
 
 def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ def promote(*values: Any) -> list[Tensor]:
         if tensor is None:
             dtype = dtypes.scalar_dtype(value, dtype)
     return [
-        constant(value, dtype) if tensor is None else astype(tensor, dtype)
+        constant(value, dtype)
+        if tensor is None
+        else (tensor if tensor.dtype == dtype else astype(tensor, dtype))
         for value, tensor in zip(values, tensors, strict=True)
     ]
 
@@ -43,7 +45,9 @@ def promote(*values: Any) -> list[Tensor]:
 def _together(row: Primitive, *values: Any) -> Tensor:
     tensors = promote(*values)
     shape = broadcast_shapes(*(x.shape for x in tensors), name=row.name)
-    result: Tensor = apply(row, *(broadcast_to(x, shape) for x in tensors))
+    result: Tensor = apply(
+        row, *[x if x.shape == shape else broadcast_to(x, shape) for x in tensors]
+    )
     return result
 
 

@@ -411,7 +411,7 @@ def _like(value: Any, x: Tensor) -> Tensor:
     tensor = asarray(value)
     if tensor.dtype != x.dtype:
         raise TypeError(
-            f"cannot write {tensor.dtype.name} into a {x.dtype.name} tensor; cast it first"
+            f"cannot write {tensor.dtype.name} into a tensor of {x.dtype.name}; cast it first"
         )
     return tensor
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from palto.tensor import dtypes
 from palto.tensor.functions.creation import as_shape, asarray, constant
 from palto.tensor.graph import apply
@@ -36,7 +38,7 @@ def as_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     """
     if axis is None:
         return tuple(range(ndim))
-    named = (axis,) if isinstance(axis, int) else tuple(axis)
+    named = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
     axes = tuple(sorted(as_axis(a, ndim) for a in named))
     if len(set(axes)) != len(axes):
         raise ValueError(f"axes {named} name an axis twice")
@@ -88,7 +90,7 @@ def reshape(x: Any, shape: Any) -> Tensor:
         ValueError: another number of elements.
     """
     x = asarray(x)
-    wanted = [shape] if isinstance(shape, int) else list(shape)
+    wanted = [shape] if isinstance(shape, int | np.integer) else list(shape)
     if wanted.count(-1) > 1:
         raise ValueError(f"reshape: only one length may be -1, got {tuple(wanted)}")
     if -1 in wanted:
@@ -224,7 +226,7 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Tenso
     x = asarray(x)
     axis = as_axis(axis, x.ndim)
     length = x.shape[axis]
-    if isinstance(sections, int):
+    if isinstance(sections, int | np.integer):
         if sections < 1 or length % sections:
             raise ValueError(f"an axis of {length} does not split into {sections} equal parts")
         sections = [length // sections] * sections

@@ -106,12 +106,26 @@ def _conv_numpy(
     view = windows(padded, kernel, stride, kernel_dilation)
     if groups == 1:
         return _contract(view, w, dims)
+    if channels == 1:
+        return _depthwise(view, w, dims)
     results = []
     for group in range(groups):
         part = view[..., group * channels : (group + 1) * channels]
         share = outputs // groups
         results.append(_contract(part, w[..., group * share : (group + 1) * share], dims))
     return np.concatenate(results, axis=-1)
+
+
+def _depthwise(view: Array, w: Array, dims: int) -> Array:
+    """Each channel by itself: a product and a sum for each position of the kernel."""
+    kernel, groups = w.shape[:dims], view.shape[-1]
+    front = view.shape[: dims + 1]
+    share = w.shape[-1] // groups
+    weights = w.reshape(*kernel, groups, share)
+    result = np.zeros((*front, groups, share), view.dtype)
+    for place in np.ndindex(kernel):
+        result += view[(..., *place, slice(None), None)] * weights[place]
+    return result.reshape(*front, groups * share)
 
 
 def _contract(view: Array, w: Array, dims: int) -> Array:

@@ -85,6 +85,8 @@ def call(
     outputs: tuple[Tensor, ...] = apply(
         composite, *operands, name=name, body=body.graph, statics=statics, recompute=recompute
     )
+    for output, inner in zip(outputs, body.graph.outputs, strict=True):
+        output.requires_grad = output.requires_grad and inner.requires_grad
     count = len(outputs) - len(body.assigned)
     for cell, value in zip(body.assigned, outputs[count:], strict=True):
         cell.assign(value)

@@ -12,6 +12,9 @@ from palto.tensor import functions as F
 from palto.tensor.graph import Array, Gradients, Operation, Primitive, Spec
 from palto.tensor.tensor import Shape, Tensor
 
+#: So many numbers are added in one call of NumPy, which bounds the table of their places.
+_AT_A_TIME = 2**18
+
 
 def _require_indices(indices: tuple[Tensor, ...]) -> Shape:
     for index in indices:
@@ -78,9 +81,15 @@ def _scatter_numpy(updates: Array, *indices: Array, sizes: Shape, axis: int, rol
     before, rest = updates.shape[:axis], updates.shape[axis + indices[0].ndim :]
     result = np.zeros((math.prod(sizes), *before, *rest), updates.dtype)
     flat = np.ravel_multi_index(tuple(index.reshape(-1) for index in indices), sizes)
-    rows = updates.reshape(*before, flat.size, *rest)
-    # One row of the result per index, in the order of the indices.
-    np.add.at(result, flat, np.moveaxis(rows, axis, 0))
+    rows = np.moveaxis(updates.reshape(*before, flat.size, *rest), axis, 0)
+    # NumPy is quick with one index per number, not per row: some thousand rows at a time.
+    width = math.prod((*before, *rest))
+    columns, target = np.arange(width), result.reshape(-1)
+    step = max(_AT_A_TIME // max(width, 1), 1)
+    for start in range(0, flat.size, step):
+        part = slice(start, start + step)
+        places = flat[part, None] * width + columns
+        np.add.at(target, places.reshape(-1), rows[part].reshape(-1))
     return np.moveaxis(result, 0, axis).reshape(*before, *sizes, *rest)
 
 

@@ -1,0 +1,263 @@
+"""The command `palto`: train, go on, evaluate, predict, and look at what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from palto import data
+from palto.data import DataUnavailableError
+from palto.train.run import (
+    REPORT_FILE,
+    Config,
+    Examples,
+    ModelName,
+    Run,
+    build_model,
+    open_examples,
+)
+from palto.train.trainer import Trainer, TrainingStopped
+
+
+@dataclass(frozen=True)
+class Train(Config):
+    """Train a model on a data set or on your own pictures.
+
+    palto train                            on Fashion-MNIST, with all defaults
+    palto train photos/ --size 64          on a folder with one subfolder for each class
+    palto train table.csv --target price   on a table
+    palto train --model lenet --augment crop flip --epochs 20
+    """
+
+    data: Positional[str] = "fashion-mnist"
+    """A folder of images by class, a .csv, .npz, .zip, .tar.gz, or a name from `palto data`."""
+    out: Path | None = None
+    """The run's folder; by default a new one in runs/."""
+
+    def run(self) -> int:
+        """Do it."""
+        names = [field.name for field in dataclasses.fields(Config)]
+        config = Config(**{name: getattr(self, name) for name in names})
+        examples = open_examples(config)
+        print(_described(config, examples))
+        folder = self.out or _new_folder(config)
+        run = Run.create(folder, config, examples)
+        return _finish(run, run.fit(examples))
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, exactly where it was."""
+
+    run_folder: Positional[Path]
+    """The run's folder."""
+
+    def run(self) -> int:
+        """Do it."""
+        run = Run.open(self.run_folder)
+        return _finish(run, run.fit(open_examples(run.config), resume=True))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run's best weights on its test examples, or on other data."""
+
+    run_folder: Positional[Path]
+    """The run's folder."""
+    data: str | None = None
+    """Other data than the run's own."""
+
+    def run(self) -> int:
+        """Do it."""
+        run = Run.open(self.run_folder)
+        config = run.config
+        if self.data is not None:
+            config = dataclasses.replace(config, data=self.data)
+        examples = open_examples(config)
+        if (examples.shape, examples.classes) != (run.shape, run.classes):
+            raise ValueError(
+                f"this data has inputs of shape {examples.shape} and {len(examples.classes)} "
+                f"classes, the run {run.shape} and {len(run.classes)}; with --data name data of "
+                "the same kind"
+            )
+        result = run.evaluate(examples)
+        for name, value in result.measures.items():
+            print(f"{name.replace('_', ' ')}: {_shown(name, value)}")
+        if result.confusion is not None:
+            table = Table("class", "examples", "found", "right when named")
+            truths, guesses = result.confusion.sum(1), result.confusion.sum(0)
+            for k, name in enumerate(run.classes):
+                hits = result.confusion[k, k]
+                table.add_row(
+                    name, f"{truths[k]:,}", _share(hits, truths[k]), _share(hits, guesses[k])
+                )
+            Console().print(table)
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say what pictures show, with the probability of each class."""
+
+    run_folder: Positional[Path]
+    """The run's folder."""
+    files: Positional[tuple[Path, ...]]
+    """Pictures, or folders of them."""
+    top: int = 3
+    """How many classes to name."""
+    json: bool = False
+    """One JSON object a line, for other programs."""
+
+    def run(self) -> int:
+        """Do it."""
+        run = Run.open(self.run_folder)
+        results = run.predict(self.files, complain=lambda text: print(text, file=sys.stderr))
+        failed = 0
+        for path, probabilities in results:
+            if probabilities is None:
+                failed += 1
+                continue
+            named = sorted(zip(run.classes, probabilities.tolist(), strict=True), key=lambda x: -x[1])
+            if self.json:
+                print(json.dumps({"file": str(path), "probabilities": dict(named)}))
+            else:
+                best = ", ".join(f"{name} {p:.1%}" for name, p in named[: self.top])
+                print(f"{path}: {best}")
+        return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Show a model's layers with shapes, parameters and operations."""
+
+    model: Positional[ModelName]
+    """The network."""
+    shape: tuple[int, ...] = (28, 28, 1)
+    """The shape of one input: height, width, colours."""
+    classes: int = 10
+    """The number of classes."""
+
+    def run(self) -> int:
+        """Do it."""
+        model = build_model(self.model, self.shape, self.classes)
+        print(model.summary((1, *self.shape)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run's page anew."""
+
+    run_folder: Positional[Path]
+    """The run's folder."""
+
+    def run(self) -> int:
+        """Do it."""
+        run = Run.open(self.run_folder)
+        print(str(run.write_report(run.load_best(), open_examples(run.config))))
+        return 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """List the data sets that Palto knows, or fetch one."""
+
+    fetch: str | None = None
+    """The name of one to fetch now."""
+
+    def run(self) -> int:
+        """Do it."""
+        if self.fetch is not None:
+            train, _ = data.open_source(self.fetch)
+            print(f"{self.fetch}: {len(train):,} training examples, {train.licence}")
+            return 0
+        table = Table("name", "what", "size", "licence", "here")
+        for row in data.available():
+            table.add_row(row.name, row.what, row.size, row.licence, "yes" if row.here else "no")
+        Console().print(table)
+        print("Your own: a folder of images by class, or a .csv, .npz, .zip or .tar.gz.")
+        return 0
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": Train,
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "report": Report,
+    "summary": Summary,
+    "data": Data,
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line; the words after `palto` by default."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS,
+        prog="palto",
+        description="Deep learning that fits the computer you have.",
+        args=words,
+        sort_subcommands=False,
+    )
+    try:
+        return int(command.run())
+    except (OSError, ValueError, TypeError, DataUnavailableError, TrainingStopped) as error:
+        # What is wrong is in the message; where in Palto it was noticed helps nobody here.
+        print(f"palto: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(f"       {note}", file=sys.stderr)
+        return 2
+
+
+def _described(config: Config, examples: Examples) -> str:
+    train, test = examples.train, examples.test
+    kind = f"{len(train.classes)} classes" if train.classes else "numbers to predict"
+    return (
+        f"{config.data}: {len(train):,} examples to learn from, {len(test):,} to measure on, "
+        f"{kind}; {config.model}"
+    )
+
+
+def _new_folder(config: Config) -> Path:
+    """A new folder in runs/, named by the time and what is done."""
+    source = Path(config.data).stem or "data"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model}-{source}"
+    folder = Path("runs") / stem
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{stem}-{number}"
+    return folder
+
+
+def _finish(run: Run, trainer: Trainer) -> int:
+    if trainer.was_interrupted:
+        print(f"stopped; go on with: palto resume {run.folder}")
+        return 130
+    print(f"report: {run.folder / REPORT_FILE}")
+    if run.is_classification and len(run.shape) == 3:
+        print(f"try it: palto predict {run.folder} PICTURE ...")
+    return 0
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.2%}" if name == "accuracy" or name.startswith("top") else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

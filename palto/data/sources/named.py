@@ -1,0 +1,171 @@
+"""Opening data by what a user types: a name that Palto knows, or a path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from palto.data.dataset import Dataset, ImageDataset, random_split
+from palto.data.fetch import Files
+from palto.data.sources.arrays import numpy_archive
+from palto.data.sources.checks import too_few
+from palto.data.sources.elpv import FILES as ELPV
+from palto.data.sources.elpv import elpv
+from palto.data.sources.fashion_mnist import FILES as FASHION_MNIST
+from palto.data.sources.fashion_mnist import fashion_mnist
+from palto.data.sources.images import OnError, Options, image_archive, image_folder
+from palto.data.sources.pictures import Channels, Fit, Size
+from palto.data.sources.stores import ARCHIVES
+from palto.data.sources.tables import csv_table
+
+Pair = tuple[Dataset, Dataset | None]
+
+TABLES = (".csv", ".tsv", ".txt")
+ARRAYS = (".npz", ".npy")
+KINDS = (
+    "a folder of images by class, an archive of such a folder "
+    f"({', '.join(ARCHIVES)}), a table ({', '.join(TABLES)}), or arrays ({', '.join(ARRAYS)})"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that Palto knows by name.
+
+    Attributes:
+        name: what to call it by.
+        what: what is in it.
+        size: how much there is to fetch.
+        licence: under which terms it may be used.
+        origin: who has published it, and where.
+        files: its files, and where they can be had.
+        open: gives its examples, those to learn from and the others.
+        resizes: whether its images can be had in any size, in colour or grey.
+    """
+
+    name: str
+    what: str
+    size: str
+    licence: str
+    origin: str
+    files: Files
+    open: Callable[[Options], Pair]
+    resizes: bool = False
+
+    @property
+    def here(self) -> bool:
+        """Whether its files are on this machine."""
+        return self.files.here
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            name="fashion-mnist",
+            what="70,000 grey pictures of clothes, 28 x 28, 10 classes",
+            size="31 MB",
+            licence="MIT",
+            origin="Zalando Research; Debian's package dataset-fashion-mnist",
+            files=FASHION_MNIST,
+            open=lambda _: fashion_mnist(),
+        ),
+        Source(
+            name="elpv",
+            what="2,624 grey photographs of solar cells, 300 x 300, 4 grades of defects",
+            size="91 MB",
+            licence="CC-BY-NC-SA-4.0",
+            origin="ZAE Bayern; the Python package elpv-dataset",
+            files=ELPV,
+            open=lambda options: elpv(size=options.size, channels=options.channels),
+            resizes=True,
+        ),
+    )
+}
+
+
+def available() -> tuple[Source, ...]:
+    """The data sets that Palto knows by name."""
+    return tuple(SOURCES.values())
+
+
+def open_source(
+    spec: str | os.PathLike[str],
+    *,
+    size: int | Size | None = None,
+    channels: Channels | None = None,
+    fit: Fit = "crop",
+    on_error: OnError = "raise",
+    target: str | None = None,
+    validation: float = 0.0,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset | None]:
+    """The data that a user names: a data set's name, or a path.
+
+    A path may be that of a folder of images by class (`image_folder`), of an archive of such a
+    folder (`image_archive`), of a table (`csv_table`), or of arrays (`numpy_archive`). A name comes
+    first: a folder of that name is opened with "./" before it.
+
+    Args:
+        spec: the name or path.
+        size: (height, width) of images from files, or one number for both.
+        channels: 3 or 1, for images from files.
+        fit: "crop" or "stretch", for images from files.
+        on_error: "raise" or "skip": what is done about image files that cannot be read.
+        target: the column of a table to be predicted.
+        validation: the share to hold out, where the data has no such part itself.
+        seed: of the division.
+
+    Returns:
+        The examples to learn from, and those held out: None where there are none.
+
+    Raises:
+        FileNotFoundError: there is no data set and no file of this name.
+        OSError: a file cannot be read.
+        ValueError: the data is damaged, of an unknown kind, or an option does not go with it.
+        DataUnavailableError: the data set can be found nowhere.
+    """
+    text = os.fspath(spec)
+    images = Options(size, channels, fit, on_error, validation, seed=seed)
+    images.check()
+    source = SOURCES.get(text.lower().replace("_", "-"))
+    path = Path(text).expanduser()
+    kind = path.name.lower()
+    has_files = path.is_dir() or kind.endswith(ARCHIVES) or (source is not None and source.resizes)
+    if source is None and not path.exists():
+        near = difflib.get_close_matches(text.lower(), SOURCES, 1)
+        raise FileNotFoundError(
+            f"there is no file {text!r}, and no data set of this name"
+            + (f" (is {near[0]!r} meant?)" if near else "")
+            + f". Palto knows {', '.join(SOURCES)}; and opens {KINDS}"
+        )
+    is_table = source is None and not has_files and kind.endswith(TABLES)
+    for option, value, fits, wanted in (
+        ("size", size, has_files, "image files"),
+        ("channels", channels, has_files, "image files"),
+        ("target", target, is_table, "tables"),
+    ):
+        if value is not None and not fits:
+            raise ValueError(f"{option} is for {wanted}, which {text} is not: leave it out")
+    if source is not None:
+        return source.open(images)
+    if path.is_dir():
+        return image_folder(path, **images._asdict())
+    if kind.endswith(ARCHIVES):
+        return image_archive(path, **images._asdict())
+    if kind.endswith(TABLES):
+        return csv_table(path, target=target, validation=validation, seed=seed)
+    if kind.endswith(ARRAYS):
+        train, test = numpy_archive(path)
+        return _divided(train, validation, seed) if test is None and validation else (train, test)
+    raise ValueError(f"{text} is of no kind that Palto knows: it opens {KINDS}")
+
+
+def _divided(dataset: ImageDataset, share: float, seed: int) -> Pair:
+    first, second = random_split(dataset, [1 - share, share], seed, stratify=dataset.labels)
+    if not (len(first) and len(second)):
+        raise too_few(dataset.name, len(dataset), share)
+    return first, second

@@ -1,0 +1,578 @@
+"""Tables in text files (CSV, TSV) as numbers for a network."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import math
+import os
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from palto.data.dataset import TensorDataset, random_split
+from palto.data.fetch import say
+from palto.data.sources.checks import existing, one_of, share, too_few
+from palto.tensor.dtypes import Array
+
+Task = Literal["classify", "regress"]
+Missing = Literal["mean", "raise"]
+
+DELIMITERS = (",", ";", "\t", "|")
+#: Cells that hold nothing, in any case of letters.
+MISSING = frozenset(["", "na", "n/a", "nan", "null", "none", "?"])
+MAX_CATEGORIES = 64  # different texts of a column, each of which becomes a feature
+MAX_CLASSES = 10_000
+FEW = 20  # whole numbers of at most so many values are classes, unless `task` says otherwise
+LARGEST = 1e100  # so that squares are finite
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column becomes features.
+
+    Attributes:
+        name: its heading.
+        mean: what is subtracted from its numbers, and stands for missing ones.
+        scale: what they are divided by then.
+        indicator: whether a second feature says which numbers are missing.
+        categories: for a column of texts, those that have a feature each.
+    """
+
+    name: str
+    mean: float = 0.0
+    scale: float = 1.0
+    indicator: bool = False
+    categories: tuple[str, ...] | None = None
+
+    @property
+    def features(self) -> list[str]:
+        """The names of its features."""
+        if self.categories is not None:
+            return [f"{self.name}={text}" for text in self.categories]
+        return [self.name, f"{self.name} is missing"] if self.indicator else [self.name]
+
+
+@dataclass(frozen=True)
+class TableEncoder:
+    """How a table becomes numbers, learned from one table and kept for others.
+
+    Attributes:
+        columns: the columns that become features.
+        target: the column to be predicted.
+        classes: the names of the labels; None where the target is a number.
+        mean: what is subtracted from a target that is a number.
+        scale: what it is divided by then.
+    """
+
+    columns: tuple[Column, ...]
+    target: str
+    classes: tuple[str, ...] | None = None
+    mean: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of all features, in the order of the last axis."""
+        return tuple(name for column in self.columns for name in column.features)
+
+    def restore(self, targets: Array) -> Array:
+        """Predicted numbers in the target's own units."""
+        return np.asarray(targets) * self.scale + self.mean
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in lists, texts and numbers, for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> TableEncoder:
+        """What `as_dict` has written.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            columns = tuple(
+                Column(
+                    str(column["name"]), float(column["mean"]), float(column["scale"]),
+                    bool(column["indicator"]), _texts(column["categories"]),
+                )
+                for column in saved["columns"]
+            )  # fmt: skip
+            return cls(
+                columns, str(saved["target"]), _texts(saved["classes"]), float(saved["mean"]),
+                float(saved["scale"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"this is no encoder of a table, as TableEncoder.as_dict writes it: {error!r}"
+            ) from error
+
+
+def _texts(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(map(str, values))
+
+
+class TableDataset(TensorDataset):
+    """The rows of a table: features, float32 (F,), and the target.
+
+    The target is a label, int64 (), or a standardised number, float32 (1,); rows to predict have
+    none.
+
+    Attributes:
+        columns: the names of the features.
+        encoder: how the table became numbers.
+        notes: what was decided when the table was read, in sentences.
+    """
+
+    def __init__(
+        self, *arrays: Array, encoder: TableEncoder, name: str, notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(*arrays)
+        self.encoder, self.name, self.notes = encoder, name, tuple(notes)
+        self.columns, self.classes = encoder.features, encoder.classes or ()
+
+
+def csv_table(
+    path: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    features: Sequence[str] | None = None,
+    categorical: Sequence[str] = (),
+    task: Task | None = None,
+    missing: Missing = "mean",
+    delimiter: str | None = None,
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    encoder: TableEncoder | Mapping[str, Any] | None = None,
+    with_target: bool = True,
+    validation: float = 0.0,
+    seed: int = 0,
+) -> tuple[TableDataset, TableDataset | None]:
+    """A table in a text file, whose first line names the columns.
+
+    A column most of whose cells are numbers is one of numbers: from each the mean is subtracted,
+    and the result divided by the standard deviation. A missing one becomes the mean, so 0; where a
+    column lacks some, a further feature is 1 for those. A cell that is no number is an error.
+
+    Another column is one of categories: each of its texts has a feature, which is 1 in the rows
+    with this text (one-hot). Where the text is missing or was never seen, all of them are 0. A
+    column of more than 64 texts is left out; it is an error if it was asked for.
+
+    A target of texts, or of whole numbers of at most 20 values, is a class; any other is a number,
+    and is standardised like a feature (``encoder.restore`` undoes it). A target may not be missing.
+
+    Args:
+        path: the file.
+        target: the column to be predicted.
+        features: the columns to predict it from; by default all others.
+        categorical: columns of categories, although they may look like numbers (such as codes).
+        task: "classify" or "regress"; by default as the target looks.
+        missing: what is done about missing cells: "mean", as above, or "raise".
+        delimiter: what separates cells; by default the one of comma, semicolon, tab and | that fits
+            the first lines.
+        decimal: how fractions are written, "." or ",".
+        encoding: how the text is encoded; a byte order mark comes first.
+        encoder: of another table, or its dict: this table becomes numbers in the same way.
+        with_target: False for rows to be predicted: the target's column need not be there.
+        validation: the share of the rows to hold out; statistics are those of the other rows.
+        seed: of the division.
+
+    Returns:
+        The rows to learn from, and those held out: None where there are none.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: something is wrong in it; the message names file, line, column and cell.
+    """
+    where = existing(path)
+    if isinstance(encoder, Mapping):
+        encoder = TableEncoder.from_dict(encoder)
+    if encoder is not None:
+        if features is not None or categorical or target not in (None, encoder.target):
+            raise ValueError(
+                "an encoder knows the target, the features and which are categories: leave out "
+                "target=, features= and categorical="
+            )
+        target, features = encoder.target, [column.name for column in encoder.columns]
+    one_of("task", task, "classify", "regress", None)
+    one_of("missing", missing, "mean", "raise")
+    one_of("decimal", decimal, ".", ",")
+    share("validation", validation)
+    if not with_target and encoder is None:
+        raise ValueError("rows without a target can be read with the encoder of others only")
+
+    file = _File(where, delimiter, encoding)
+    if target is None:
+        raise ValueError(
+            f"{where}: say with target= which column is to be predicted: {', '.join(file.names)}"
+        )
+    names = list(features) if features is not None else [x for x in file.names if x != target]
+    if target in names:
+        raise ValueError(f"{target!r} is the target, so it cannot be one of the features")
+    limits = dict.fromkeys(names, MAX_CATEGORIES)
+    known: dict[str, tuple[str, ...]] = {}
+    if encoder is not None:
+        known = {x.name: x.categories for x in encoder.columns if x.categories is not None}
+        known |= {target: encoder.classes} if encoder.classes is not None else {}
+    if with_target:
+        limits[target] = MAX_CLASSES
+    cells = {
+        name: _Cells(where, name, decimal, limit, known.get(name)) for name, limit in limits.items()
+    }
+    for name in (*cells, *categorical):
+        if name not in file.names:
+            raise ValueError(
+                f"{where} has no column {name!r}, but {', '.join(map(repr, file.names))} (cells "
+                f"separated by {file.delimiter!r}: delimiter= says otherwise)"
+            )
+    places = [(file.names.index(name), column) for name, column in cells.items()]
+    for line, row in file.rows():
+        for place, column in places:
+            column.add(line, row[place])
+    wanted = cells.pop(target) if with_target else None
+    count = len(next(iter([*cells.values(), *([wanted] if wanted else [])])).numbers)
+    if count == 0:
+        raise ValueError(f"{where} has no rows below the names of its columns")
+    if missing == "raise":
+        for column in cells.values():
+            column.refuse_missing('missing="mean" puts the mean there')
+
+    everything = np.arange(count)
+    notes: list[str] = []
+    classes = encoder.classes if encoder is not None else None
+    if wanted is not None:
+        wanted.refuse_missing("a row without a target teaches nothing: remove it")
+        if encoder is None:
+            classes = _classes(wanted, task, notes)
+    parts = [everything]
+    if validation:
+        stratify = wanted.label(classes) if wanted is not None and classes is not None else None
+        split = random_split(
+            TensorDataset(everything), [1 - validation, validation], seed, stratify=stratify
+        )
+        parts = [np.sort(part.indices) for part in split]
+        if not all(map(len, parts)):
+            raise too_few(where, count, validation)
+    if encoder is None:
+        columns = [
+            column.fit(parts[0], name in categorical, features is not None, notes)
+            for name, column in cells.items()
+        ]
+        encoder = TableEncoder(tuple(x for x in columns if x is not None), target, classes)
+        if wanted is not None and classes is None:
+            mean, scale = wanted.statistics(parts[0])
+            encoder = replace(encoder, mean=mean, scale=scale)
+    if not encoder.columns:
+        raise ValueError(f"{where} has no column that could be a feature")
+    arrays = [np.concatenate([cells[x.name].encode(x, notes) for x in encoder.columns], axis=1)]
+    if wanted is not None and encoder.classes is not None:
+        arrays.append(wanted.label(encoder.classes))
+    elif wanted is not None:
+        arrays.append(wanted.standard(encoder.mean, encoder.scale)[:, None])
+    for note in notes:
+        say(f"{where.name}: {note}")
+    datasets = [
+        TableDataset(*(x[part] for x in arrays), encoder=encoder, name=where.name, notes=notes)
+        for part in parts
+    ]
+    return datasets[0], datasets[1] if len(datasets) > 1 else None
+
+
+class _Cells:
+    """One column as it is read: every cell as a number where it is one, and as a text's code."""
+
+    MISSING, OTHER = -1, -2
+
+    def __init__(
+        self, file: Path, name: str, decimal: str, limit: int, known: Sequence[str] | None
+    ) -> None:
+        self.file, self.name, self.decimal = file, name, decimal
+        self.texts = {text: code for code, text in enumerate(known or ())}
+        self.limit = limit if known is None else len(known)
+        self.numbers = array("d")
+        self.codes = array("q")
+        self.lines = array("q")
+        self.first_text: tuple[int, str] | None = None
+        self.count = 0  # of numbers
+
+    def add(self, line: int, cell: str) -> None:
+        """Take up the next cell."""
+        number, code = math.nan, self.MISSING
+        if cell.lower() not in MISSING:
+            found = self._number(cell)
+            if found is None:
+                self.first_text = self.first_text or (line, cell)
+            elif not abs(found) <= LARGEST:
+                raise self.error(line, f"{cell!r} is too large: numbers go to {LARGEST:g}")
+            else:
+                number = found
+                self.count += 1
+                if "." in cell and number.is_integer():
+                    cell = str(int(number))  # 1.0 is the same class as 1
+            code = self.texts.get(cell, self.OTHER)
+            if code == self.OTHER and len(self.texts) < self.limit:
+                code = self.texts[cell] = len(self.texts)
+        self.numbers.append(number)
+        self.codes.append(code)
+        self.lines.append(line)
+
+    def _number(self, cell: str) -> float | None:
+        if self.decimal == ",":
+            cell = cell.replace(".", "_").replace(",", ".")
+        try:
+            return None if "_" in cell else float(cell)
+        except ValueError:
+            return None
+
+    def error(self, line: int, problem: str) -> ValueError:
+        """An error about a cell of this column."""
+        return ValueError(f"{self.file}, line {line}, column {self.name!r}: {problem}")
+
+    def refuse_missing(self, remedy: str) -> None:
+        """Raise at the first missing cell.
+
+        Raises:
+            ValueError: there is one.
+        """
+        places = np.flatnonzero(np.asarray(self.codes) == self.MISSING)
+        if len(places):
+            raise self.error(
+                self.lines[int(places[0])], f"nothing is there (in {len(places)} rows); {remedy}"
+            )
+
+    @property
+    def _has_decimal_comma(self) -> bool:
+        return bool(
+            self.first_text and self.decimal == "." and DECIMAL_COMMA.fullmatch(self.first_text[1])
+        )
+
+    @property
+    def is_number(self) -> bool:
+        """Whether most cells are numbers."""
+        filled = int((np.asarray(self.codes) != self.MISSING).sum())
+        return 2 * self.count > filled
+
+    def values(self, remedy: str = "") -> Array:
+        """The numbers, NaN where nothing is there.
+
+        Raises:
+            ValueError: a cell is no number.
+        """
+        if self.first_text is not None:
+            line, cell = self.first_text
+            if self._has_decimal_comma:
+                remedy = '; decimal="," reads fractions with a comma'
+            raise self.error(line, f"{cell!r} is no number{remedy}")
+        return np.asarray(self.numbers)
+
+    def statistics(self, rows: Array) -> tuple[float, float]:
+        """Mean and standard deviation of the numbers in some rows; 1 for those that are all equal.
+
+        Raises:
+            ValueError: a cell is no number.
+        """
+        values = self.values()[rows]
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return 0.0, 1.0
+        mean, deviation = float(values.mean()), float(values.std())
+        return mean, deviation if deviation > 1e-12 * abs(mean) else 1.0
+
+    def fit(self, rows: Array, categorical: bool, asked: bool, notes: list[str]) -> Column | None:
+        """How this column becomes features; None, with a note, where it does not.
+
+        Raises:
+            ValueError: a cell is no number, or the column was asked for and cannot be taken.
+        """
+        codes = np.asarray(self.codes)
+        problem = None
+        if not self.texts:
+            problem = "has no cells that hold something"
+        elif self.is_number and not categorical:
+            mean, scale = self.statistics(rows)
+            indicator = bool((codes[rows] == self.MISSING).any())
+            return Column(self.name, mean, scale, indicator)
+        elif self._has_decimal_comma:
+            self.values()  # says so
+        elif (codes == self.OTHER).any():
+            problem = f"has more than {self.limit} different texts, too many for categories"
+        if problem is None:
+            used = set(codes[rows].tolist())
+            texts = sorted(text for text, code in self.texts.items() if code in used)
+            return Column(self.name, categories=tuple(texts))
+        if asked or categorical:
+            raise ValueError(f"{self.file}: column {self.name!r} {problem}")
+        notes.append(f"column {self.name!r} {problem}: left out")
+        return None
+
+    def encode(self, column: Column, notes: list[str]) -> Array:
+        """The features of this column, float32 (N, F).
+
+        Raises:
+            ValueError: a cell is no number.
+        """
+        if column.categories is not None:
+            codes = self.label(column.categories, strict=False)
+            unknown = int(((codes < 0) & (np.asarray(self.codes) != self.MISSING)).sum())
+            if unknown:
+                notes.append(f"column {self.name!r}: {unknown} cells of categories never seen")
+            one_hot = codes[:, None] == np.arange(len(column.categories))
+            return np.asarray(one_hot, np.float32)
+        values = self.standard(column.mean, column.scale)
+        lacking = np.isnan(values)
+        parts = [np.where(lacking, np.float32(0), values)]
+        if column.indicator:
+            parts.append(lacking.astype(np.float32))
+        return np.stack(parts, axis=1)
+
+    def standard(self, mean: float, scale: float) -> Array:
+        """The standardised numbers, float32 (N,)."""
+        return ((self.values() - mean) / scale).astype(np.float32)
+
+    def label(self, classes: Sequence[str], strict: bool = True) -> Array:
+        """The number of each cell's text among `classes`, int64 (N,); negative for no such text.
+
+        Raises:
+            ValueError: there is no such text, and `strict` is set.
+        """
+        number = {text: k for k, text in enumerate(classes)}
+        table = np.array([number.get(text, self.OTHER) for text in self.texts] + [self.OTHER] * 2)
+        labels: Array = table[np.asarray(self.codes)]
+        if strict and (labels < 0).any():
+            place = int(np.flatnonzero(labels < 0)[0])
+            shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise self.error(self.lines[place], f"this is none of the classes {shown}")
+        return labels
+
+
+def _classes(cells: _Cells, task: Task | None, notes: list[str]) -> tuple[str, ...] | None:
+    """The classes of a target, None for one that is a number.
+
+    Raises:
+        ValueError: it can be neither, or there is one class only.
+    """
+    numeric = cells.is_number
+    if task == "regress" or (numeric and task is None):
+        values = cells.values('; task="classify" takes all cells as names of classes')
+        different = len(np.unique(values))
+        few = different <= FEW and 2 * different <= len(values)
+        if task == "regress" or not few or (values != np.floor(values)).any():
+            if task is None:
+                notes.append(f'target {cells.name!r} is a number (task="classify" makes classes)')
+            return None
+        notes.append(f'target {cells.name!r} has {different} classes (task="regress" predicts it)')
+    if (np.asarray(cells.codes) == cells.OTHER).any():
+        raise ValueError(
+            f"{cells.file}: target {cells.name!r} has more than {cells.limit:,} classes"
+        )
+    if task is None and len(cells.texts) == len(cells.codes) > 2:
+        raise ValueError(
+            f"{cells.file}: target {cells.name!r} has another text in each of its "
+            f"{len(cells.codes)} rows: that can be no class"
+        )
+    if len(cells.texts) < 2:
+        raise ValueError(
+            f"{cells.file}: target {cells.name!r} is {next(iter(cells.texts))!r} in all rows: "
+            "there is nothing to learn"
+        )
+    if cells.first_text is None:
+        return tuple(sorted(cells.texts, key=lambda text: (cells._number(text), text)))
+    return tuple(sorted(cells.texts))
+
+
+class _File:
+    """A text file with a table: its delimiter, the names of its columns, its rows."""
+
+    def __init__(self, path: Path, delimiter: str | None, encoding: str) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+        self.encoding = encoding
+        for mark, name in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
+                           (codecs.BOM_UTF16_BE, "utf-16")):
+            if head.startswith(mark):
+                self.encoding = name
+        if not head.strip():
+            raise ValueError(f"{path} is empty")
+        if head.startswith(b"PK") or (b"\0" in head and self.encoding != "utf-16"):
+            raise ValueError(f"{path} is no text: save the table as CSV (UTF-8)")
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError(f"a delimiter is one sign, got {delimiter!r}")
+        self.delimiter = delimiter or self._guess()
+        line, self.names = next(self._read(), (0, []))
+        for name in self.names:
+            if not name:
+                raise ValueError(f"{path}, line {line}: a column has no name: {self.names}")
+            if self.names.count(name) > 1:
+                raise ValueError(f"{path}, line {line}: two columns are called {name!r}")
+        if all(_is_number(name) for name in self.names):
+            raise ValueError(
+                f"{path}, line {line}: the names of the columns should be here, these are numbers: "
+                f"{', '.join(self.names)[:80]}; add a line with names"
+            )
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows below the names, each with the number of its first line.
+
+        Raises:
+            ValueError: a row has other cells than there are names, or the text is damaged.
+        """
+        rows = self._read()
+        next(rows)
+        for line, row in rows:
+            if len(row) != len(self.names):
+                raise ValueError(
+                    f"{self.path}, line {line} has {len(row)} cells instead of {len(self.names)}: "
+                    f"{self.delimiter.join(row)[:80]!r}; cells are separated by "
+                    f"{self.delimiter!r}, and those that contain it are quoted"
+                )
+            yield line, row
+
+    def _read(self) -> Iterator[tuple[int, list[str]]]:
+        line = 0
+        try:
+            with self.path.open(newline="", encoding=self.encoding) as file:
+                reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+                for row in reader:
+                    first, line = line + 1, reader.line_num
+                    cells = [cell.strip() for cell in row]
+                    if any(cells):  # not an empty line, nor one of delimiters alone
+                        yield first, cells
+        except csv.Error as error:
+            raise ValueError(f"{self.path}, line {line + 1}: {error}") from error
+        except UnicodeError as error:
+            raise ValueError(
+                f"{self.path}, after line {line}: it is no {self.encoding} text ({error}); name "
+                'its encoding, such as encoding="cp1252"'
+            ) from error
+        except LookupError as error:
+            raise ValueError(f"{error}; encoding names one of Python's") from error
+
+    def _guess(self) -> str:
+        """The delimiter that divides the first rows into the most cells, equally many in each."""
+        best = ("\t" if self.path.suffix.lower() == ".tsv" else ",", 1)
+        for delimiter in DELIMITERS:
+            self.delimiter = delimiter
+            try:
+                lengths = [len(row) for _, row in islice(self._read(), 10)]
+            except ValueError:
+                continue
+            if len(set(lengths)) == 1 and lengths[0] > best[1]:
+                best = (delimiter, lengths[0])
+        return best[0]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

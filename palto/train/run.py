@@ -1,0 +1,502 @@
+"""A run: from a configuration to a trained model in a folder, and back from the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from palto import __version__
+from palto.compiler import compile
+from palto.data import DataLoader, Dataset, augment, open_source, read_image
+from palto.data.sources.pictures import SUFFIXES
+from palto.nn import functional, models
+from palto.nn.convolution import Conv2d
+from palto.nn.module import Module
+from palto.optim import SGD, Adam, AdamW, Optimizer, schedules
+from palto.tensor import Tensor, random
+from palto.tensor import functions as F
+from palto.tensor.graph import no_grad
+from palto.train.metrics import Classification, Evaluation, Regression
+from palto.train.report import Mistake, Report
+from palto.train.trainer import Trainer
+
+ModelName = Literal["logistic_regression", "fully_connected", "lenet", "alexnet", "resnet"]
+AugmentName = Literal["crop", "flip", "rotation", "jitter", "erasing", "noise", "mixup"]
+
+CONFIG_FILE = "run.json"
+REPORT_FILE = "report.html"
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to learn from, what to train, and how."""
+
+    data: str = "fashion-mnist"
+    """A folder of images by class, a .csv, .npz, .zip, .tar.gz, or a name from `palto data`."""
+    model: ModelName = "fully_connected"
+    """The network."""
+    epochs: int = 8
+    """Passes over the training examples."""
+    batch_size: int = 128
+    """Examples in a step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """How gradients move the weights."""
+    lr: float = 3e-3
+    """The highest learning rate; it rises over the first steps and falls along a cosine."""
+    weight_decay: float = 0.0
+    """How strongly weights are drawn to zero."""
+    clip_norm: float | None = None
+    """The largest norm of all gradients together."""
+    label_smoothing: float = 0.0
+    """The share of each label that is spread over all classes."""
+    augment: tuple[AugmentName, ...] = ()
+    """Change training images at random, in these ways."""
+    validation: float = 0.1
+    """The share of the training examples to measure on, where the data has no test part."""
+    patience: int | None = None
+    """Stop after so many epochs without a better result."""
+    size: int | None = None
+    """Height and width that images of a folder are brought to."""
+    channels: Literal[1, 3] | None = None
+    """Colours of a folder's images: 1 for grey, 3 for colour."""
+    target: str | None = None
+    """The column of a table that is to be predicted."""
+    skip_bad_images: bool = False
+    """Leave out images that cannot be read, instead of stopping."""
+    workers: int = 0
+    """Threads that load batches ahead."""
+    seed: int = 0
+    """Equal seeds give equal runs."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("validation", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr must be a positive number, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        train: the training examples.
+        test: the others.
+        shape: the shape of one input, (H, W, C) for images.
+        classes: the names of the labels; none where targets are numbers.
+    """
+
+    train: Dataset
+    test: Dataset
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+def open_examples(config: Config) -> Examples:
+    """The data that a configuration names.
+
+    Raises:
+        OSError, ValueError, DataUnavailableError: it cannot be found or read; the message says why.
+    """
+    train, test = open_source(
+        config.data,
+        size=config.size,
+        channels=config.channels,
+        target=config.target,
+        on_error="skip" if config.skip_bad_images else "raise",
+        validation=config.validation,
+        seed=config.seed,
+    )
+    if test is None:
+        raise ValueError(
+            f"{config.data} has no test part, and validation is 0: give a share to measure on, "
+            "such as --validation 0.1"
+        )
+    inputs, _ = train.__getitems__([0])
+    return Examples(train, test, inputs.shape[1:], train.classes)
+
+
+def build_model(name: ModelName, shape: tuple[int, ...], outputs: int) -> Module:
+    """A model for inputs of one shape.
+
+    Raises:
+        ValueError: the model does not take such inputs.
+    """
+    features = math.prod(shape)
+    if name == "logistic_regression":
+        return models.logistic_regression(features, outputs)
+    if name == "fully_connected":
+        return models.fully_connected(features, (128,), outputs)
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name} wants images, this data has inputs of shape {shape}; choose fully_connected "
+            "or logistic_regression"
+        )
+    image = (shape[0], shape[1], shape[2])
+    if name == "lenet":
+        return models.lenet(outputs, image=image)
+    if name == "alexnet":
+        return models.alexnet(outputs, image=image)
+    return models.resnet(20 if max(image) <= 64 else 18, outputs, image=image)
+
+
+def build_augmentation(
+    names: tuple[AugmentName, ...], classes: int, shape: tuple[int, ...]
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """One function of (images, labels) that changes them in the named ways, in this order.
+
+    Raises:
+        ValueError: the inputs are no images.
+    """
+    if not names:
+        return None
+    if len(shape) != 3:
+        raise ValueError(f"augmentation is for images; this data has inputs of shape {shape}")
+    border = max(shape[0] // 12, 1)
+
+    def change(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        for name in names:
+            if name == "crop":
+                images = augment.random_crop(images, padding=border)
+            elif name == "flip":
+                images = augment.random_horizontal_flip(images)
+            elif name == "rotation":
+                images = augment.random_rotation(images, 10)
+            elif name == "jitter":
+                images = augment.color_jitter(images, brightness=0.2, contrast=0.2)
+            elif name == "erasing":
+                images = augment.random_erasing(images)
+            elif name == "noise":
+                images = augment.gaussian_noise(images, 0.02)
+            else:
+                images, labels = augment.mixup(images, labels, alpha=0.2, classes=classes)
+        return images, labels
+
+    return change
+
+
+class Run:
+    """A training run and its folder.
+
+    Args:
+        folder: where everything of the run lies.
+        config: what was asked for.
+        shape: the shape of one input.
+        classes: the names of the labels.
+        command: the command that began it.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        config: Config,
+        shape: tuple[int, ...],
+        classes: tuple[str, ...],
+        command: str,
+    ) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self.shape = shape
+        self.classes = classes
+        self.command = command
+        random.manual_seed(config.seed)
+        self.model = build_model(config.model, shape, len(classes) or 1)
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], config: Config, examples: Examples) -> Run:
+        """Begin a run in a folder that has none yet.
+
+        Raises:
+            FileExistsError: the folder holds a run.
+            OSError: the folder cannot be written to.
+        """
+        path = Path(folder)
+        if (path / CONFIG_FILE).exists():
+            raise FileExistsError(
+                f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
+                "another folder with --out"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, config, examples.shape, examples.classes, " ".join(sys.argv))
+        _write_json(
+            path / CONFIG_FILE,
+            {
+                "config": dataclasses.asdict(config),
+                "shape": list(run.shape),
+                "classes": list(run.classes),
+                "command": run.command,
+                "versions": versions(),
+                "licence": examples.train.licence,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            },
+        )
+        return run
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """A run that was begun before.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+            ValueError: its description is damaged.
+        """
+        path = Path(folder) / CONFIG_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no run ({CONFIG_FILE} is missing); a run's folder is what "
+                "`palto train` names at its end"
+            )
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            fields = {**saved["config"], "augment": tuple(saved["config"]["augment"])}
+            config = Config(**fields)
+            return cls(folder, config, tuple(saved["shape"]), tuple(saved["classes"]),
+                       saved["command"])  # fmt: skip
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged or of another version: {error}") from None
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the targets are labels."""
+        return bool(self.classes)
+
+    def trainer(self, steps: int, *, show: bool = True) -> Trainer:
+        """The trainer for this run's model, its checkpoints in the run's folder.
+
+        Args:
+            steps: the length of the whole run, which the learning rate follows.
+            show: print progress.
+        """
+        config = self.config
+        rate = schedules.cosine(config.lr, steps=steps + 1, warmup=min(100, steps // 10))
+        makers: dict[str, Callable[[], Optimizer]] = {
+            "adam": lambda: Adam(self.model, lr=rate, weight_decay=config.weight_decay),
+            "adamw": lambda: AdamW(self.model, lr=rate, weight_decay=config.weight_decay),
+            "sgd": lambda: SGD(
+                self.model, lr=rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+            ),
+        }
+        return Trainer(
+            self.model,
+            makers[config.optimizer](),
+            self._loss(),
+            Classification(len(self.classes)) if self.is_classification else Regression(),
+            augment=build_augmentation(config.augment, len(self.classes), self.shape),
+            clip_norm=config.clip_norm,
+            folder=self.folder / "checkpoints",
+            patience=config.patience,
+            show=show,
+        )
+
+    def _loss(self) -> Callable[..., Tensor]:
+        if not self.is_classification:
+
+            def squared_error(
+                outputs: Tensor, targets: Tensor, *, reduction: str = "mean"
+            ) -> Tensor:
+                targets = F.reshape(targets, outputs.shape)
+                return functional.mse_loss(outputs, targets, reduction=reduction)
+
+            return squared_error
+        smoothing = self.config.label_smoothing
+
+        def cross_entropy(outputs: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
+            share = smoothing if reduction == "mean" else 0.0  # measured on the labels themselves
+            return functional.cross_entropy(
+                outputs, targets, label_smoothing=share, reduction=reduction
+            )
+
+        return cross_entropy
+
+    def fit(self, examples: Examples, *, resume: bool = False, show: bool = True) -> Trainer:
+        """Train to the end, or go on doing so, and write the report.
+
+        Raises:
+            ValueError: the checkpoint is of another model or of other data.
+            TrainingStopped: a loss or a gradient is not finite.
+        """
+        config = self.config
+        train = DataLoader(
+            examples.train,
+            min(config.batch_size, len(examples.train)),
+            shuffle=True,
+            num_workers=config.workers,
+            drop_last=True,
+            seed=config.seed,
+        )
+        trainer = self.trainer(config.epochs * len(train), show=show)
+        if resume:
+            trainer.resume(train)
+        trainer.fit(train, _batches(examples.test, config), epochs=config.epochs)
+        if trainer.history:
+            self.write_report(trainer, examples)
+        return trainer
+
+    def load_best(self) -> Trainer:
+        """A trainer whose model holds the best weights so far.
+
+        Raises:
+            FileNotFoundError: nothing has been saved yet.
+        """
+        trainer = self.trainer(1, show=False)
+        assert trainer.checkpoints is not None
+        checkpoint = trainer.checkpoints.best()
+        if checkpoint is None:
+            raise FileNotFoundError(f"{self.folder} holds no checkpoint yet; train it first")
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        newest = trainer.checkpoints.newest()
+        assert newest is not None
+        trainer.history = list(newest.state["history"])
+        trainer.notes = list(newest.state["notes"])
+        self.model.eval()
+        return trainer
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """Measure the best weights on the test examples."""
+        return self.load_best().evaluate(_batches(examples.test, self.config))
+
+    def predict(
+        self, files: Iterable[str | os.PathLike[str]], *, complain: Callable[[str], None]
+    ) -> Iterator[tuple[Path, np.ndarray | None]]:
+        """What pictures show.
+
+        Args:
+            files: pictures, or folders of them.
+            complain: called with a sentence for each picture that cannot be read.
+
+        Yields:
+            Each picture's path, and the probability of each class (K,), or None if it cannot be
+            read.
+
+        Raises:
+            FileNotFoundError: a file is not there, a folder holds no pictures, or nothing has been
+                trained yet.
+            ValueError: the run is not about the classes of pictures.
+        """
+        if not self.is_classification or len(self.shape) != 3:
+            raise ValueError(f"{self.folder} was not trained to tell pictures apart")
+        paths = list(_pictures(files))
+        self.load_best()
+        height, width, depth = self.shape
+        channels: Literal[1, 3] = 1 if depth == 1 else 3
+        model = self.model
+
+        @compile
+        def probabilities(image: Tensor) -> Tensor:
+            return functional.softmax(model(image), axis=-1)
+
+        with no_grad():
+            for path in paths:
+                try:
+                    pixels = read_image(path, size=(height, width), channels=channels)
+                except (OSError, ValueError) as error:
+                    complain(str(error))
+                    yield path, None
+                else:
+                    image = np.multiply(pixels[None], np.float32(1 / 255), dtype=np.float32)
+                    yield path, probabilities(image).numpy()[0]
+
+    def write_report(self, trainer: Trainer, examples: Examples) -> Path:
+        """Write the run's page: curves, confusions, filters, worst mistakes, how it was made."""
+        final = self.model.state_dict()
+        best = trainer.checkpoints.best() if trainer.checkpoints else None
+        if best is not None:
+            self.model.load_state_dict(best.tensors["model"])
+        try:
+            started = time.perf_counter()
+            result = trainer.evaluate(_batches(examples.test, self.config))
+            rate = result.count / (time.perf_counter() - started)
+            filters = _first_filters(self.model)
+        finally:
+            self.model.load_state_dict(final)
+        return Report(
+            title=f"{self.config.model} on {self.config.data}",
+            history=trainer.history,
+            classes=self.classes,
+            confusion=result.confusion,
+            filters=filters,
+            mistakes=self._mistakes(result, examples.test),
+            metrics={
+                **result.measures,
+                "parameters": sum(p.size for p in self.model.parameters()),
+                "test examples a second": rate,
+            },
+            configuration=dataclasses.asdict(self.config),
+            command=self.command,
+            versions=versions(),
+            model_summary=str(self.model.summary((1, *self.shape))),
+            notes=trainer.notes,
+        ).write(self.folder / REPORT_FILE)
+
+    def _mistakes(self, result: Evaluation, test: Dataset) -> list[Mistake]:
+        if len(self.shape) != 3:
+            return []
+        return [
+            Mistake(
+                np.asarray(test.__getitems__([example.place])[0][0]),
+                example.truth,
+                example.guess,
+                example.probability,
+                example.truth_probability,
+            )
+            for example in result.mistakes
+        ]
+
+
+def _pictures(files: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    for name in files:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"the folder {path} holds no pictures")
+            yield from inside
+        elif path.exists():
+            yield path
+        else:
+            raise FileNotFoundError(f"there is no file {path}")
+
+
+def _batches(dataset: Dataset, config: Config) -> DataLoader:
+    return DataLoader(dataset, min(EVALUATION_BATCH, len(dataset)), num_workers=config.workers)
+
+
+def _first_filters(model: Module) -> np.ndarray | None:
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            return module.weight.numpy()
+    return None
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on."""
+    return {
+        "palto": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                          else os.cpu_count()),
+    }  # fmt: skip
+
+
+def _write_json(path: Path, value: Any) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)

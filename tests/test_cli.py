@@ -1,0 +1,171 @@
+"""The command line, as a new user meets it: from a folder of pictures to a prediction."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from palto import cli
+
+KINDS = ("blue", "green", "red")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Thirty pictures in three folders, by their colour."""
+    rng = np.random.default_rng(0)
+    for k, kind in enumerate(KINDS):
+        folder = tmp_path / "pictures" / kind
+        folder.mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+            pixels[..., 2 - k] += 150
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def palto(capsys, *words):
+    try:
+        status = cli.main([str(word) for word in words])
+    except SystemExit as ended:  # the command line itself is wrong
+        status = ended.code
+    return status, capsys.readouterr()
+
+
+def trained(pictures, capsys, *words):
+    out = pictures.parent / "run"
+    status, said = palto(
+        capsys, "train", pictures, "--model", "logistic_regression", "--epochs", "6",
+        "--batch-size", "9", "--lr", "1e-2", "--out", out, *words,
+    )  # fmt: skip
+    assert status == 0, said.err
+    return out, said.out
+
+
+def test_from_a_folder_of_pictures_to_a_prediction(pictures, capsys):
+    run, said = trained(pictures, capsys)
+    assert "54 examples to learn from, 6 to measure on, 3 classes" in said
+    assert f"palto predict {run}" in said.replace("\n", "")
+    page = (run / "report.html").read_text()
+    assert "blue" in page and "logistic_regression" in page
+
+    status, said = palto(capsys, "evaluate", run)
+    assert status == 0 and "accuracy: 100.00%" in said.out
+
+    status, said = palto(capsys, "predict", run, pictures / "red" / "3.png", pictures / "blue")
+    lines = said.out.splitlines()
+    assert status == 0 and len(lines) == 21
+    assert lines[0].split(": ")[1].startswith("red ") and "%" in lines[0]
+    assert all(": blue " in line for line in lines[1:])
+
+
+def test_predictions_for_programs(pictures, capsys):
+    run, _ = trained(pictures, capsys)
+    status, said = palto(capsys, "predict", run, pictures / "green" / "0.png", "--json")
+    assert status == 0, said.err
+    found = json.loads(said.out)
+    assert sorted(found["probabilities"]) == list(KINDS)
+    assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_picture_that_cannot_be_read(pictures, capsys):
+    run, _ = trained(pictures, capsys)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    status, said = palto(
+        capsys, "predict", run, pictures / "broken.png", pictures / "red" / "0.png"
+    )
+    assert status == 1 and "broken.png" in said.err and "red" in said.out
+
+
+def test_resume_after_more_epochs_are_done_changes_nothing(pictures, capsys):
+    run, _ = trained(pictures, capsys)
+    before = sorted(os.listdir(run / "checkpoints"))
+    status, said = palto(capsys, "resume", run)
+    assert status == 0 and "resumed" in said.out
+    assert sorted(os.listdir(run / "checkpoints")) == before
+
+
+def test_a_run_that_is_there_already(pictures, capsys):
+    run, _ = trained(pictures, capsys)
+    status, said = palto(capsys, "train", pictures, "--out", run)
+    assert status == 2 and "holds a run already" in said.err and "palto resume" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nowhere"], "nowhere"),
+        (["resume", "nowhere"], "holds no run"),
+        (["evaluate", "nowhere"], "holds no run"),
+        (["train", "--epochs", "0"], "epochs must be at least 1"),
+        (["train", "--lr", "-1"], "lr must be a positive number"),
+        (["summary", "alexnet", "--shape", "5", "5", "1"], "alexnet"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, said = palto(capsys, *words)
+    assert status == 2 and message in said.err.replace("\n", " ")
+    assert "Traceback" not in said.err
+
+
+def test_a_half_written_run(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"config": {')
+    status, said = palto(capsys, "resume", tmp_path)
+    assert status == 2 and "run.json is damaged" in said.err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    for part in ("palto train photos/", "--augment", "--epochs", "default"):
+        assert part in said
+
+
+def test_summary(capsys):
+    status, said = palto(capsys, "summary", "lenet")
+    assert status == 0 and "Conv2d" in said.out
+
+
+def test_data(capsys):
+    status, said = palto(capsys, "data")
+    assert status == 0 and "fashion-mnist" in said.out and "MIT" in said.out
+
+
+def test_interrupted_and_resumed_it_ends_where_the_unbroken_run_does(pictures):
+    words = [
+        "train", pictures, "--model", "fully_connected", "--epochs", "30", "--batch-size", "3",
+        "--augment", "flip", "noise",
+    ]  # fmt: skip
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "palto.cli", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole, broken = pictures.parent / "whole", pictures.parent / "broken"
+    first = run(*words, "--out", whole)
+    second = run(*words, "--out", broken)
+    while not list((broken / "checkpoints").glob("checkpoint-*")) and second.poll() is None:
+        time.sleep(0.05)
+    second.send_signal(signal.SIGINT)
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 130, err
+    assert f"palto resume {broken}" in out.replace("\n", "")
+    third = run("resume", broken)
+    for process in (first, third):
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+
+    def history(folder):
+        newest = sorted((folder / "checkpoints").glob("checkpoint-*"))[-1]
+        entries = json.loads((newest / "state.json").read_text())["history"]
+        return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
+
+    assert history(whole) == history(broken) and len(history(whole)) == 30
