@@ -34,10 +34,13 @@ from palto.train.trainer import Trainer, TrainingStopped
 class Train(Config):
     """Train a model on a data set or on your own pictures.
 
-    palto train                            on Fashion-MNIST, with all defaults
-    palto train photos/ --size 64          on a folder with one subfolder for each class
-    palto train table.csv --target price   on a table
-    palto train --model lenet --augment crop flip --epochs 20
+    On Fashion-MNIST, with all defaults: palto train
+
+    On a folder with one subfolder for each class: palto train photos/ --size 64
+
+    On a table: palto train table.csv --target price
+
+    Better: palto train --model lenet --augment crop flip --epochs 20
     """
 
     data: Positional[str] = "fashion-mnist"
@@ -128,7 +131,9 @@ class Predict:
             if probabilities is None:
                 failed += 1
                 continue
-            named = sorted(zip(run.classes, probabilities.tolist(), strict=True), key=lambda x: -x[1])
+            named = sorted(
+                zip(run.classes, probabilities.tolist(), strict=True), key=lambda x: -x[1]
+            )
             if self.json:
                 print(json.dumps({"file": str(path), "probabilities": dict(named)}))
             else:
