@@ -141,7 +141,7 @@ def test_data(capsys):
 
 def test_interrupted_and_resumed_it_ends_where_the_unbroken_run_does(pictures):
     words = [
-        "train", pictures, "--model", "fully_connected", "--epochs", "30", "--batch-size", "3",
+        "train", pictures, "--model", "fully_connected", "--epochs", "12", "--batch-size", "3",
         "--augment", "flip", "noise",
     ]  # fmt: skip
 
@@ -168,4 +168,4 @@ def test_interrupted_and_resumed_it_ends_where_the_unbroken_run_does(pictures):
         entries = json.loads((newest / "state.json").read_text())["history"]
         return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
 
-    assert history(whole) == history(broken) and len(history(whole)) == 30
+    assert history(whole) == history(broken) and len(history(whole)) == 12

@@ -309,3 +309,42 @@ def test_a_traced_index_out_of_range_is_named_when_it_runs():
     for bad in (-4, 3):
         with pytest.raises(IndexError, match=f"index {bad} is out of range"):
             graph.evaluate(values, np.array([0, bad]))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        slice(4, 1, -1),
+        slice(None, 2, -1),
+        slice(5, None, -2),
+        slice(1, 6, 3),
+        slice(3, 3),
+        -1,
+        (slice(None), slice(2, 0, -1)),
+        (slice(4, 0, -2), 1),
+        (2, slice(None, None, -2)),
+        (Ellipsis, 0),
+        (None, slice(1, 3)),
+        Ellipsis,
+        (),
+    ],
+)
+def test_set_and_add_at_slices(index):
+    x = np.arange(18.0).reshape(6, 3)
+    value = np.arange(1.0, x[index].size + 1).reshape(x[index].shape) * 100
+    written, added = x.copy(), x.copy()
+    written[index] = value
+    added[index] += value
+    tensor = palto.asarray(x)
+    np.testing.assert_array_equal(tensor.at[index].set(value), written)
+    np.testing.assert_array_equal(tensor.at[index].add(value), added)
+    written[index] = 7
+    np.testing.assert_array_equal(tensor.at[index].set(7), written)
+    np.testing.assert_array_equal(tensor.at[index].set(7.0), written)
+
+
+def test_set_in_other_dtypes():
+    assert palto.asarray([True, True]).at[0].set(False).tolist() == [False, True]
+    assert palto.asarray([1, 2, 3]).at[::2].set(9).tolist() == [9, 2, 9]
+    with pytest.raises(ValueError, match="300 is out of range for uint8"):
+        palto.zeros(2, dtype="uint8").at[0].set(300)

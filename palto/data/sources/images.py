@@ -457,7 +457,7 @@ def _parts(store: Store, held_out: HeldOut | None) -> tuple[list[Labelled], list
         )
     notes = [f"{store.root}: files that are no images are left out: {shown}"] if shown else []
     base = _base(store, images)
-    parts = _divided(store.path(base), {name[len(base)] for name in images if len(name) > len(base) + 1})
+    parts = _divided(store.path(base), _folders_in(base, images))
     if held_out is not None and held_out not in parts:
         raise ValueError(
             f"{store.root} has no folder for the part {held_out!r}"
@@ -479,12 +479,17 @@ def _base(store: Store, images: Sequence[Name]) -> Name:
     """The folder that the classes or parts are in: archives often have one folder around all."""
     base: Name = ()
     while True:
-        depth = len(base)
-        inside = {name[depth] for name in (*images, *store.folders) if len(name) > depth}
-        deep = sum(len(name) > depth + 2 for name in images)
-        if len(inside) > 1 or 2 * deep <= len(images):
+        folders = _folders_in(base, [*images, *((*name, "") for name in store.folders)])
+        deep = sum(len(name) > len(base) + 2 for name in images)
+        if len(folders) > 1 or 2 * deep <= len(images):
             return base
-        base += (inside.pop(),)
+        base += (folders.pop(),)
+
+
+def _folders_in(base: Name, files: Iterable[Name]) -> set[str]:
+    """The folders right in `base` that some of the files are in."""
+    depth = len(base)
+    return {name[depth] for name in files if len(name) > depth + 1 and name[:depth] == base}
 
 
 def _divided(where: Path, folders: Iterable[str]) -> dict[str, str]:
@@ -526,16 +531,14 @@ def _labelled(store: Store, images: Sequence[Name], base: Name, notes: list[str]
     if len(inside) < len(own):
         stray = _counted(len(own) - len(inside), "image")
         notes.append(f"{where}: {stray} in no class folder left out")
-    folders = {name[depth] for name in store.folders if len(name) > depth and name[:depth] == base}
+    folders = _folders_in(base, ((*name, "") for name in store.folders))
     empty = sorted(folders - set(classes))
     if empty:
         notes.append(f"{where}: folders without images left out: {', '.join(empty[:SHOWN])}")
     return Labelled(inside, classes)
 
 
-def _shape(
-    heads: Sequence[Header], options: Options, notes: list[str]
-) -> tuple[Size, Channels]:
+def _shape(heads: Sequence[Header], options: Options, notes: list[str]) -> tuple[Size, Channels]:
     """The size and the channels to bring all images to."""
     sizes = {head.size for head in heads}
     if options.size is not None:

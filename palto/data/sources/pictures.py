@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from palto.data.sources.checks import one_of
 from palto.tensor.dtypes import Array
 
 if TYPE_CHECKING:
@@ -60,11 +61,15 @@ def read_image(
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no image, or a damaged one; the message names the file.
+        ValueError: it is no image, or a damaged one, and the message names the file; or an option
+            is none of those possible.
     """
+    sides = both_sides(size)
+    one_of("channels", channels, 1, 3)
+    one_of("fit", fit, "crop", "stretch")
     with open(path, "rb") as file:
         try:
-            return decode(file, both_sides(size), channels, fit)
+            return decode(file, sides, channels, fit)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -147,7 +152,7 @@ def _opened(file: BinaryIO) -> Image:
 def _header(file: BinaryIO) -> Header:
     with _opened(file) as image:
         width, height = image.size
-        if _orientation(image) >= 5:
+        if _orientation(image) >= 5 and image.format != "TIFF":  # Pillow turns TIFF itself
             width, height = height, width
         return Header((height, width), image.mode in GREY_MODES)
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from palto.data.sources.pictures import FILE_LIMIT, SUFFIXES
 
@@ -156,13 +156,13 @@ class Zip(Store):
         self.folders |= {name[:k] for name in self.files for k in range(len(name))}
 
     def open(self, name: Name) -> BinaryIO:
-        """A file, unpacked in memory. No more is unpacked than its entry declares."""
+        """A file, unpacked while it is read, no further than its entry declares."""
         info = self._infos[name]
         if info.flag_bits & 1:
             raise ValueError("it is encrypted: unpack the archive with its password")
         if info.file_size > FILE_LIMIT:
             raise ValueError(_too_long(info.file_size))
-        return io.BytesIO(self._zip.read(info))
+        return cast(BinaryIO, self._zip.open(info))
 
 
 class Tar(Store):
