@@ -131,7 +131,8 @@ def _leave(reached: list[tuple[Tensor, Tensor]], accumulate: bool) -> None:
                 "function, which accumulate=True inside cannot see; do both in one place"
             )
     for owner, grad in reached:
-        if accumulate and owner.grad is not None:
+        used = isinstance(owner, Cell) and not owner.has_pending_grad()
+        if accumulate and owner.grad is not None and not used:
             grad = owner.grad + grad
         if isinstance(owner, Cell):
             owner.set_grad(grad, pending=True)
@@ -365,7 +366,7 @@ def _leads_elsewhere(tensor: Tensor, own: set[int]) -> bool:
         x = stack.pop()
         if id(x) in own or not x.requires_grad:
             continue
-        if x.severed is not None or x.operation is None or x.cell is not None:
+        if x.severed is not None or x.operation is None or _is_leaf(x):
             return True
         if x.operation.sequence not in seen:
             seen.add(x.operation.sequence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import random
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from palto.backprop import BackwardError
 from palto.compiler.guards import Guards
 from palto.compiler.program import Program
 from palto.compiler.trace import VALUE, Recording, difference, record
@@ -22,6 +25,8 @@ from palto.tensor.tree import Tree, flatten, rebuild
 
 #: So many programs of one function are usual; more are worth a warning.
 USUAL_PROGRAMS = 8
+#: So many programs of one function are kept.
+MOST_PROGRAMS = 64
 
 
 @dataclass(slots=True)
@@ -60,6 +65,13 @@ class CompiledFunction:
             functools.update_wrapper(self, function)
 
     @property
+    def _name(self) -> str:
+        return getattr(self._function, "__name__", repr(self._function))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
+        return CompiledFunction(copy.deepcopy(self._function, memo), keep_grad=self._keep_grad)
+
+    @property
     def program_count(self) -> int:
         """How many programs the calls so far have needed."""
         return sum(len(entries) for entries in self._entries.values())
@@ -68,8 +80,7 @@ class CompiledFunction:
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
-        name = getattr(self._function, "__name__", repr(self._function))
-        return f"palto.compile({name}), {self.program_count} programs"
+        return f"palto.compile({self._name}), {self.program_count} programs"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for these arguments, made at the first call of their kind."""
@@ -86,6 +97,7 @@ class CompiledFunction:
                 arrays.append(array)
                 key.append((array.shape, array.dtype))
         entry = self._entry(tuple(key), leaves, tree)
+        self._refuse_waiting(entry.recording)
         returned, grads = entry.program.run(arrays)
         return self._deliver(entry.recording, returned, grads)
 
@@ -97,10 +109,18 @@ class CompiledFunction:
                     return entry
                 self._last_change = change
             entry = self._trace(leaves, tree)
+            if self.program_count >= MOST_PROGRAMS:
+                self._drop_oldest()
             self._entries.setdefault(key, []).append(entry)
             if self.program_count == USUAL_PROGRAMS + 1:
                 self._warn()
             return entry
+
+    def _drop_oldest(self) -> None:
+        key = next(iter(self._entries))
+        self._entries[key].pop(0)
+        if not self._entries[key]:
+            del self._entries[key]
 
     def _trace(self, leaves: Sequence[Any], tree: Tree) -> _Entry:
         specs: list[Spec | None] = []
@@ -113,11 +133,14 @@ class CompiledFunction:
             else:
                 specs.append(Spec(array.shape, array.dtype))
         guards = Guards(self._function, statics)
+        drawn = _drawn()
         recording = record(self._function, leaves, tree, specs)
         # What a trace reads from outside must be the same every time, and stay as it was.
         self._refuse_side_effect(guards)
         again = record(self._function, leaves, tree, specs)
         different = difference(recording, again)
+        if different is None and drawn != _drawn():
+            different = "it drew random numbers from Python or NumPy"
         if different is not None:
             raise TraceError(
                 f"the function was traced twice and was not the same: {different}. A compiled "
@@ -137,6 +160,15 @@ class CompiledFunction:
                 "do that again; keep what changes in a palto.Cell, or return it"
             )
 
+    def _refuse_waiting(self, recording: Recording) -> None:
+        for cell, _ in recording.grads:
+            if cell.grad_is_pending:
+                raise BackwardError(
+                    f"{cell.name or 'a parameter'} has a gradient that no optimiser has used yet, "
+                    f"and {self._name} computes another. Call optimizer.step() between, or "
+                    "add up the losses inside one compiled function"
+                )
+
     def _deliver(self, recording: Recording, returned: list[Array], grads: list[Array]) -> Any:
         for place, (cell, pending) in enumerate(recording.grads):
             if self._keep_grad:
@@ -150,7 +182,7 @@ class CompiledFunction:
             if severed:
                 tensor.severed = (
                     f"this tensor was computed by the compiled function "
-                    f"{getattr(self._function, '__name__', '')!r}, whose graph is not kept; call "
+                    f"{self._name!r}, whose graph is not kept; call "
                     "backward() inside the compiled function"
                 )
             tensors.append(tensor)
@@ -159,14 +191,18 @@ class CompiledFunction:
         return rebuild(recording.tree, filled)
 
     def _warn(self) -> None:
-        name = getattr(self._function, "__name__", repr(self._function))
         reason = self._last_change or "its arguments keep changing in shape, dtype or value"
         warnings.warn(
-            f"{name} has been compiled {self.program_count} times: {reason}. Pass numbers that "
-            "change as tensors (palto.asarray) or keep them in a palto.Cell; keep shapes the same",
+            f"{self._name} has been compiled {self.program_count} times: {reason}. Pass numbers "
+            "that change as tensors (palto.asarray) or keep them in a palto.Cell; keep shapes the same",
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _drawn() -> Any:
+    """Where Python's and NumPy's own random numbers are."""
+    return random.getstate(), repr(np.random.get_state())
 
 
 def _short(value: Any) -> str:
@@ -179,17 +215,19 @@ def _as_array(leaf: Any) -> Array | None:
     if isinstance(leaf, Cell):
         return None
     if isinstance(leaf, Tensor):
-        if leaf.requires_grad and is_grad_enabled() and leaf.severed is None:
+        if leaf.requires_grad and is_grad_enabled():
             raise TraceError(
                 f"an argument of shape {leaf.shape} requires a gradient, but the graph of a "
                 "compiled function ends with it; detach() the argument, or call backward() or "
                 "palto.grad inside the compiled function"
             )
         return leaf.array()
+    if isinstance(leaf, float | complex):  # np.float64 among them: a Python number
+        return None
     if isinstance(leaf, np.ndarray | np.generic):
         array = np.asarray(leaf)
         dtypes.as_dtype(array.dtype)
-        return array
+        return np.ascontiguousarray(array).reshape(array.shape)
     return None
 
 

@@ -11,8 +11,12 @@ from __future__ import annotations
 import dis
 import enum
 import functools
+import inspect
+import io
+import os
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +35,9 @@ _BY_VALUE = (
     slice,
 )  # fmt: skip
 _MISSING = object()
+_STDLIB = os.path.dirname(os.__file__)
+#: Code that names one of these may look at any attribute.
+_SEES_ALL = {"vars", "__dict__", "dir", "asdict", "astuple"}
 
 
 @dataclass(slots=True)
@@ -51,8 +58,11 @@ class Fact:
             return False
         if isinstance(now, np.ndarray):
             expected: Array = self.expected
-            return now.shape == expected.shape and now.tobytes() == expected.tobytes()
-        return bool(now == self.expected) or bool(now != now and self.expected != self.expected)
+            same = now.shape == expected.shape and now.dtype == expected.dtype
+            return same and now.tobytes() == expected.tobytes()
+        if isinstance(now, float | complex):
+            return repr(now) == repr(self.expected)  # tells -0.0 from 0.0, and NaN is itself
+        return bool(now == self.expected)
 
 
 class Guards:
@@ -64,22 +74,31 @@ class Guards:
     """
 
     def __init__(self, function: Callable[..., Any], statics: list[Any]) -> None:
+        # Of ordinary objects only those attributes and methods matter that the code names, and
+        # which code there is depends on them: so the walk is repeated until no more is found.
+        self._names: set[str] = set()
+        self._strict = False
+        while True:
+            self._collected = set(self._names)
+            self._walk(function, statics)
+            if self._strict:
+                return
+            self._strict = self._collected == self._names
+            self._names = self._collected
+
+    def _walk(self, function: Callable[..., Any], statics: list[Any]) -> None:
         self._quick: list[Fact] = []
         self._watched: list[Fact] = []
         self._seen: dict[int, Any] = {}
         self._count = graph.mutation_count
-        self._function(getattr(function, "__name__", "the function"), function, 0)
+        self._value(getattr(function, "__name__", "the function"), function, 0, watched=False)
         for index, static in enumerate(statics):
             self._value(f"argument {index}", static, 0, watched=False)
 
     def add_cells(self, cells: tuple[Cell, ...]) -> None:
-        """Rely also on the cells' dtype and on whether they are frozen."""
+        """Rely also on the dtype of these cells, and on whether they are frozen."""
         for cell in cells:
-            name = cell.name or "a cell"
-            for attribute in ("requires_grad", "dtype"):
-                self._fact(
-                    f"{name}.{attribute}", functools.partial(getattr, cell, attribute), watched=True
-                )
+            self._cell(cell)
 
     def changed(self) -> Fact | None:
         """The first value that is no longer what it was."""
@@ -105,60 +124,26 @@ class Guards:
         (self._watched if watched else self._quick).append(Fact(path, read, expected, by_value))
         return value
 
-    def _array(self, path: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if array.nbytes > LARGEST_CONSTANT:
+    def _token(self, path: str, read: Callable[[], Any], *, watched: bool = False) -> None:
+        """Rely on a value made up to be compared."""
+        (self._watched if watched else self._quick).append(Fact(path, read, read(), True))
+
+    def _array(self, path: str, array: Array) -> Array:
+        if array.nbytes > LARGEST_CONSTANT and self._strict:
             raise TraceError(
                 f"the compiled function uses {path}, a NumPy array of shape {array.shape} "
                 f"({array.nbytes / 2**20:.0f} MB), whose changes it could not see; make it a "
                 "tensor once, by palto.asarray outside, or pass it as an argument"
             )
-        return array.copy()
+        return array.copy() if self._strict else array
 
-    def _function(self, path: str, function: Any, depth: int) -> None:
-        if isinstance(function, functools.partial):
-            self._function(path, function.func, depth)
-            for index, value in enumerate(function.args):
-                self._value(f"{path} argument {index}", value, depth, watched=False)
-            for name, value in function.keywords.items():
-                self._value(f"{path} argument {name}", value, depth, watched=False)
+    def _cell(self, cell: Cell) -> None:
+        if not self._first_visit(cell):
             return
-        if isinstance(function, types.MethodType):
-            self._value(path.rpartition(".")[0] or "self", function.__self__, depth, watched=False)
-            function = function.__func__
-        function = getattr(function, "__wrapped__", function)
-        if not isinstance(function, types.FunctionType):
-            if not isinstance(function, types.BuiltinFunctionType | type):
-                self._value(path, function, depth, watched=False)
-            return
-        if not self._first_visit(function) or _is_library(function):
-            return
-        self._refuse_depth(path, depth)
-        attributes = _attributes_used(function.__code__)
-        closure = function.__closure__ or ()
-        for name, cell in zip(function.__code__.co_freevars, closure, strict=True):
-            self._read(name, functools.partial(_cell_contents, cell), depth, attributes)
-        namespace = function.__globals__
-        for name in _globals_used(function.__code__):
-            if name in namespace:
-                read = functools.partial(namespace.get, name, _MISSING)
-                self._read(name, read, depth, attributes)
-        for index, _ in enumerate(function.__defaults__ or ()):
-            self._read(
-                f"{path} default {index}", functools.partial(_default, function, index), depth
-            )
-        for name in function.__kwdefaults__ or {}:
-            read = functools.partial(_keyword_default, function, name)
-            self._read(f"{path} default {name}", read, depth)
-
-    def _read(
-        self,
-        path: str,
-        read: Callable[[], Any],
-        depth: int,
-        attributes: frozenset[str] = frozenset(),
-    ) -> None:
-        value = self._fact(path, read, watched=False)
-        self._value(path, value, depth + 1, watched=False, attributes=attributes)
+        name = cell.name or "a cell"
+        for attribute in ("requires_grad", "dtype"):
+            read = functools.partial(getattr, cell, attribute)
+            self._fact(f"{name}.{attribute}", read, watched=True)
 
     def _value(
         self,
@@ -170,64 +155,156 @@ class Guards:
         attributes: frozenset[str] = frozenset(),
     ) -> None:
         """Look inside an object that has been found."""
+        if isinstance(value, Cell):
+            self._cell(value)
+            return
         if isinstance(value, (*_BY_VALUE, Tensor, np.ndarray)):
             return
-        if _is_library(value):
+        if depth > _DEEPEST:
+            self._refuse_depth(path)
             return
-        self._refuse_depth(path, depth)
         if isinstance(value, types.ModuleType):
-            for name in sorted(attributes & set(vars(value))):
-                read = functools.partial(vars(value).get, name, _MISSING)
-                self._read(f"{path}.{name}", read, depth, attributes)
-            return
-        if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-            self._function(path, value, depth)
+            if not _is_library(value):
+                for name in sorted(attributes & set(vars(value))):
+                    read = functools.partial(vars(value).get, name, _MISSING)
+                    self._inside(f"{path}.{name}", read, depth, attributes=attributes)
             return
         if not self._first_visit(value):
             return
-        if isinstance(value, list | tuple):
-            self._fact(f"len({path})", functools.partial(len, value), watched=False)
+        if isinstance(value, types.FunctionType):
+            self._function(path, value, depth)
+        elif isinstance(value, types.MethodType):
+            self._value(path.rpartition(".")[0] or "self", value.__self__, depth, watched=False)
+            self._value(path, value.__func__, depth + 1, watched=False)
+        elif isinstance(value, functools.partial):
+            self._value(path, value.func, depth + 1, watched=False)
+            for place, part in enumerate((*value.args, *value.keywords.values())):
+                self._value(f"{path} argument {place}", part, depth + 1, watched=False)
+        elif isinstance(value, np.random.Generator):
+            self._token(f"the state of {path}", lambda: repr(value.bit_generator.state))
+        elif isinstance(value, list | tuple):
+            self._token(f"len({path})", functools.partial(len, value))
             for index in range(min(len(value), _MOST_ITEMS)):
                 read = functools.partial(_item, value, index)
-                self._inside(f"{path}[{index}]", read, depth, watched=watched and _fixed(value))
-        elif isinstance(value, dict):
-            self._fact(f"len({path})", functools.partial(len, value), watched=False)
+                lasting = watched and isinstance(value, tuple)
+                self._inside(f"{path}[{index}]", read, depth, watched=lasting)
+        elif isinstance(value, dict | types.MappingProxyType):
+            self._token(f"the keys of {path}", functools.partial(tuple, value))
             for key in list(value)[:_MOST_ITEMS]:
                 read = functools.partial(value.get, key, _MISSING)
-                self._inside(f"{path}[{key!r}]", read, depth, watched=False)
+                self._inside(f"{path}[{key!r}]", read, depth)
+        elif isinstance(value, set | frozenset | deque | bytearray):
+            freeze = {set: frozenset, deque: tuple, bytearray: bytes}.get(type(value), frozenset)
+            self._token(path, functools.partial(freeze, value))
         elif isinstance(value, type):
-            self._attributes(path, value, depth, watched=False, names=_plain_names(value))
-        elif hasattr(value, "__dict__"):
-            notes = isinstance(value, Watched)
-            self._attributes(path, value, depth, watched=notes, names=list(vars(value)))
-            for kind in type(value).__mro__:
-                if _is_library(kind):
-                    continue
-                for name, member in vars(kind).items():
-                    if isinstance(member, types.FunctionType):
-                        self._function(f"{path}.{name}", member, depth + 1)
-                    elif isinstance(member, _BY_VALUE) and not name.startswith("__"):
-                        # The object's own, where it has one: it may get one later.
-                        read = functools.partial(getattr, value, name, _MISSING)
-                        self._fact(f"{path}.{name}", read, watched=False)
+            self._class(path, value, value, depth)
+        elif hasattr(value, "__wrapped__"):  # a decorated function, such as a compiled one
+            self._value(path, value.__wrapped__, depth + 1, watched=False)
+        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+            self._refuse_iterator(path, value)
+        elif not isinstance(value, types.BuiltinFunctionType):
+            self._object(path, value, depth)
 
-    def _attributes(
-        self, path: str, value: Any, depth: int, *, watched: bool, names: list[str]
-    ) -> None:
-        for name in names:
+    def _function(self, path: str, function: types.FunctionType, depth: int) -> None:
+        library = _is_library(function)
+        attributes = _attributes_used(function.__code__)
+        closure = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, closure, strict=True):
+            self._inside(
+                name, functools.partial(_cell_contents, cell), depth, attributes=attributes
+            )
+        for index, _ in enumerate(function.__defaults__ or ()):
+            self._inside(
+                f"{path} default {index}", functools.partial(_default, function, index), depth
+            )
+        for name in function.__kwdefaults__ or {}:
+            read = functools.partial(_keyword_default, function, name)
+            self._inside(f"{path} default {name}", read, depth)
+        if library:  # its own globals are taken for constant
+            return
+        self._collected |= attributes | _texts(function.__code__)
+        self._collected |= set(_globals_used(function.__code__)) & _SEES_ALL
+        self._fact(f"{path}.__code__", lambda: function.__code__, watched=False)
+        for name in _globals_used(function.__code__):
+            read = functools.partial(function.__globals__.get, name, _MISSING)
+            self._inside(name, read, depth, attributes=attributes)
+
+    def _object(self, path: str, value: Any, depth: int) -> None:
+        """An instance: its type's methods and defaults, and its own attributes."""
+        notes = isinstance(value, Watched)
+        slots = [
+            name
+            for kind in type(value).__mro__
+            if not _is_library(kind)
+            for name in _slots(kind)
+            if hasattr(value, name)
+        ]
+        names = [name for name in vars(value) if notes or self._matters(name)] if (
+            hasattr(value, "__dict__")
+        ) else []  # fmt: skip
+        if hasattr(value, "__dict__"):
+            matters = (lambda name: True) if notes else self._matters
+            self._token(
+                f"the attributes of {path}",
+                lambda: tuple(name for name in vars(value) if matters(name)),
+                watched=notes,
+            )
+        self._fact(f"the type of {path}", lambda: type(value), watched=False)
+        for name in (*names, *slots):
             read = functools.partial(getattr, value, name, _MISSING)
-            self._inside(f"{path}.{name}", read, depth, watched=watched)
+            self._inside(f"{path}.{name}", read, depth, watched=notes)
+        self._class(path, type(value), value, depth)
 
-    def _inside(self, path: str, read: Callable[[], Any], depth: int, *, watched: bool) -> None:
+    def _class(self, path: str, kind: type, owner: Any, depth: int) -> None:
+        """What a class gives to its instances, or to those who use it directly."""
+        for base in kind.__mro__:
+            if _is_library(base):
+                continue
+            for name, member in list(vars(base).items()):
+                if isinstance(member, staticmethod | classmethod):
+                    member = member.__func__
+                if not (self._matters(name) or name == "forward" or _is_special(name, owner)):
+                    continue
+                if isinstance(member, property):
+                    self._value(f"{path}.{name}", member.fget, depth + 1, watched=False)
+                elif isinstance(member, types.FunctionType):
+                    read = functools.partial(inspect.getattr_static, base, name, _MISSING)
+                    self._fact(f"{base.__name__}.{name}", read, watched=False)
+                    self._value(f"{path}.{name}", member, depth + 1, watched=False)
+                elif not name.startswith("__") and not hasattr(member, "__get__"):
+                    # An instance's own attribute, where it has one: it may get one later.
+                    read = functools.partial(getattr, owner, name, _MISSING)
+                    self._inside(f"{path}.{name}", read, depth)
+
+    def _matters(self, name: str) -> bool:
+        """Whether code that was reached names this attribute."""
+        return name in self._names or not self._names.isdisjoint(_SEES_ALL)
+
+    def _inside(
+        self,
+        path: str,
+        read: Callable[[], Any],
+        depth: int,
+        *,
+        watched: bool = False,
+        attributes: frozenset[str] = frozenset(),
+    ) -> None:
         value = self._fact(path, read, watched=watched)
-        self._value(path, value, depth + 1, watched=watched)
+        self._value(path, value, depth + 1, watched=watched, attributes=attributes)
 
-    def _refuse_depth(self, path: str, depth: int) -> None:
-        if depth > _DEEPEST:
+    def _refuse_depth(self, path: str) -> None:
+        if self._strict:
             raise TraceError(
                 f"the compiled function depends on objects nested more than {_DEEPEST} deep, at "
                 f"{path[:200]}, which is too far to see whether they change; pass what it needs as "
                 "arguments"
+            )
+
+    def _refuse_iterator(self, path: str, value: Any) -> None:
+        if self._strict:
+            raise TraceError(
+                f"the compiled function uses the iterator {path} ({type(value).__name__}), whose "
+                "place it could not see; take the next value outside, and pass it as an argument"
             )
 
     def _first_visit(self, value: Any) -> bool:
@@ -257,16 +334,20 @@ def _item(sequence: Any, index: int) -> Any:
     return sequence[index] if index < len(sequence) else _MISSING
 
 
-def _fixed(value: Any) -> bool:
-    return isinstance(value, tuple)
+def _is_special(name: str, owner: Any) -> bool:
+    """Whether Python itself calls a method of this name, on an instance or to make one."""
+    made = name in ("__init__", "__new__", "__post_init__", "__init_subclass__", "__del__")
+    return name.startswith("__") and name.endswith("__") and (not made or isinstance(owner, type))
 
 
-def _plain_names(kind: type) -> list[str]:
-    return [
-        name
-        for name, value in vars(kind).items()
-        if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
-    ]
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _texts(code: types.CodeType) -> set[str]:
+    """The texts in code, which may name attributes: getattr(x, "name")."""
+    return {text for part in _codes(code) for text in part.co_consts if isinstance(text, str)}
 
 
 def _globals_used(code: types.CodeType) -> list[str]:
@@ -310,5 +391,6 @@ def _is_library(value: Any) -> bool:
     root = name.partition(".")[0]
     if root == "palto":
         return not name.startswith("palto.recipes")
-    in_stdlib = root in sys.stdlib_module_names and root != "__main__"
-    return in_stdlib or "site-packages" in (path or "")
+    if path is None:
+        return root in sys.stdlib_module_names and root != "__main__"
+    return "site-packages" in path or path.startswith((_STDLIB, "<frozen"))

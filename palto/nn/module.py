@@ -65,6 +65,19 @@ class Module(Watched):
         return module
 
     def __setattr__(self, name: str, value: Any) -> None:
+        before = vars(self).get(name)
+        if isinstance(before, Cell) and isinstance(value, Tensor) and not isinstance(value, Cell):
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a {type(before).__name__}, which a plain tensor "
+                f"would replace, so that it is no longer found; write .{name}.assign(value)"
+            )
+        if isinstance(value, set | frozenset) and any(
+            isinstance(part, Module | Cell) for part in value
+        ):
+            raise TypeError(
+                f"{type(self).__name__}.{name} holds modules in a set, which has no order; use a "
+                "list, a tuple or a dict"
+            )
         super().__setattr__(name, value)
         for path, part in _parts(name, value):
             if isinstance(part, Module):

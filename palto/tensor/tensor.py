@@ -533,6 +533,11 @@ class Cell(Tensor):
     @requires_grad.setter
     def requires_grad(self, requires_grad: bool) -> None:
         if requires_grad != self._leaf.requires_grad:
+            if graph.current_trace() is not None:
+                raise TraceError(
+                    f"{self.name or 'a cell'} cannot be frozen or unfrozen inside a compiled "
+                    "function; do it before, or limit backprop by backward(inputs=...)"
+                )
             self._bind(self._leaf.array(), requires_grad)
             graph.note_mutation()
 

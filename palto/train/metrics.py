@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -169,10 +168,3 @@ class _Errors:
         if spread > 0:
             measures["r2"] = 1 - self._squared / spread
         return Evaluation(measures, self._seen)
-
-
-def confusion_matrix(truths: Sequence[int], guesses: Sequence[int], classes: int) -> Array:
-    """Counts of examples, (K, K), the truth along rows, the guess along columns."""
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (np.asarray(truths), np.asarray(guesses)), 1)
-    return matrix
