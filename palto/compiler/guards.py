@@ -183,7 +183,8 @@ class Guards:
         elif isinstance(value, np.random.Generator):
             self._token(f"the state of {path}", lambda: repr(value.bit_generator.state))
         elif isinstance(value, list | tuple):
-            self._token(f"len({path})", functools.partial(len, value))
+            if isinstance(value, list):
+                self._token(f"len({path})", functools.partial(len, value))
             for index in range(min(len(value), _MOST_ITEMS)):
                 read = functools.partial(_item, value, index)
                 lasting = watched and isinstance(value, tuple)
@@ -239,18 +240,16 @@ class Guards:
             for name in _slots(kind)
             if hasattr(value, name)
         ]
-        names = [name for name in vars(value) if notes or self._matters(name)] if (
-            hasattr(value, "__dict__")
-        ) else []  # fmt: skip
+        names = slots
         if hasattr(value, "__dict__"):
-            matters = (lambda name: True) if notes else self._matters
-            self._token(
-                f"the attributes of {path}",
-                lambda: tuple(name for name in vars(value) if matters(name)),
-                watched=notes,
-            )
-        self._fact(f"the type of {path}", lambda: type(value), watched=False)
-        for name in (*names, *slots):
+
+            def own() -> tuple[str, ...]:
+                return tuple(name for name in vars(value) if notes or self._matters(name))
+
+            self._token(f"the attributes of {path}", own, watched=notes)
+            names = [*own(), *slots]
+        self._fact(f"the type of {path}", lambda: type(value), watched=notes)
+        for name in names:
             read = functools.partial(getattr, value, name, _MISSING)
             self._inside(f"{path}.{name}", read, depth, watched=notes)
         self._class(path, type(value), value, depth)
