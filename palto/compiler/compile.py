@@ -194,7 +194,8 @@ class CompiledFunction:
         reason = self._last_change or "its arguments keep changing in shape, dtype or value"
         warnings.warn(
             f"{self._name} has been compiled {self.program_count} times: {reason}. Pass numbers "
-            "that change as tensors (palto.asarray) or keep them in a palto.Cell; keep shapes the same",
+            "that change as tensors (palto.asarray) or keep them in a palto.Cell; keep shapes the "
+            "same",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -49,6 +49,11 @@ def save(
     Raises:
         OSError: the file cannot be written; what was there stays.
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"tensors by name are wanted, got a {type(tensors).__name__}; of a model or an "
+            "optimiser, save its state_dict()"
+        )
     arrays = {
         name: np.ascontiguousarray(value).reshape(value.shape)
         for name, value in ((name, F.asarray(x).array()) for name, x in tensors.items())

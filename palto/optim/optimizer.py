@@ -61,12 +61,15 @@ class Group(Watched):
         self._schedule: Callable[[Tensor], Tensor] | None = None
         for name, value in options.items():
             setattr(self, name, value)
+        self._complete = True
 
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(["lr", *self.options()])
         raise AttributeError(f"this group of parameters has no {name!r}; it has {known}")
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("_complete") and name != "lr" and name not in vars(self):
+            self.__getattr__(name)  # says what there is
         _set_attribute(self, name, value)
 
     def options(self) -> dict[str, Any]:
@@ -215,6 +218,11 @@ class Optimizer(Watched):
         return slot._replace(moments=moments, average=average)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        groups = vars(self).get("groups")
+        if groups and name != "lr" and name in groups[0].options():
+            raise AttributeError(
+                f"{name} belongs to the groups of parameters; set optimizer.groups[0].{name}"
+            )
         _set_attribute(self, name, value)
 
     # What a subclass says
@@ -416,7 +424,8 @@ def _number(rate: Cell) -> Any:
 
 def _groups(params: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The prefix of names, the parameters and the options of each group."""
-    if not isinstance(params, Tensor | Mapping) and not hasattr(params, "named_parameters"):
+    one = isinstance(params, Tensor | Mapping) or hasattr(params, "named_parameters")
+    if not one and not callable(params):
         params = list(params)
         if any(isinstance(part, Mapping) for part in params):
             for index, part in enumerate(params):
@@ -449,6 +458,8 @@ def named_parameters(params: Any) -> list[tuple[str, Cell]]:
                 cell.name = name
         found = list(params.named_parameters())
     else:
+        if callable(params) and not isinstance(params, Tensor):
+            raise TypeError("a function was given for parameters; call it: model.parameters()")
         given = [params] if isinstance(params, Tensor) else list(params)
         found = [
             part if isinstance(part, tuple) and len(part) == 2 else (str(index), part)
@@ -462,5 +473,8 @@ def named_parameters(params: Any) -> list[tuple[str, Cell]]:
                 "nn.Parameter objects, or a list of dicts with 'params'"
             )
     if not found:
-        raise ValueError("no parameters were given; a generator gives its elements only once")
+        raise ValueError(
+            "there are no parameters here: a model finds those that are nn.Parameter (a plain tensor "
+            "is none), and a generator gives its elements only once"
+        )
     return found

@@ -97,3 +97,9 @@ def test_pickling_is_refused():
 
     with pytest.raises(TypeError, match=r"palto\.formats\.safetensors"):
         pickle.dumps(palto.asarray([1.0]))
+
+
+def test_a_model_instead_of_its_state(tmp_path):
+    with pytest.raises(TypeError, match=r"state_dict\(\)"):
+        safetensors.save(tmp_path / "x", nn.Linear(2, 3))
+    assert not os.listdir(tmp_path)

@@ -335,7 +335,7 @@ def test_complex_parameters(torch):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda p: optim.SGD([], 0.1), ValueError, "no parameters were given"),
+        (lambda p: optim.SGD([], 0.1), ValueError, "there are no parameters here"),
         (lambda p: optim.SGD([3.0]), TypeError, "a parameter is wanted here, this is 3.0"),
         (lambda p: optim.SGD([p + 1]), TypeError, "whose value never changes"),
         (lambda p: optim.SGD([p, p]), ValueError, "given one parameter twice, as '0' and '1'"),
