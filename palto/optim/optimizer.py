@@ -474,7 +474,7 @@ def named_parameters(params: Any) -> list[tuple[str, Cell]]:
             )
     if not found:
         raise ValueError(
-            "there are no parameters here: a model finds those that are nn.Parameter (a plain tensor "
-            "is none), and a generator gives its elements only once"
+            "there are no parameters here: a model finds those that are nn.Parameter (a plain "
+            "tensor is none), and a generator gives its elements only once"
         )
     return found

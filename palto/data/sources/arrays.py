@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from palto.data.dataset import ImageDataset
-from palto.data.sources.checks import existing, one_of
+from palto.data.sources.checks import a_file, one_of
 from palto.tensor.dtypes import Array
 
 Layout = Literal["NHW", "NHWC", "NCHW"]
@@ -75,7 +75,7 @@ def numpy_archive(
         OSError: the file cannot be opened.
         ValueError: it is damaged, or holds something else; the message says what, and the remedy.
     """
-    where = existing(path)
+    where = a_file(path)
     one_of("layout", layout, "NHW", "NHWC", "NCHW", None)
     one_of("held_out", held_out, "valid", "test", None)
     if where.suffix.lower() == ".npy":
@@ -110,11 +110,11 @@ class _File(NamedTuple):
 # Files
 
 
-def _head(file: Any) -> _Member:
-    """Shape and dtype of an array in .npy format.
+def _head(file: Any, length: int) -> _Member:
+    """Shape and dtype of an array in .npy format, of so many bytes.
 
     Raises:
-        ValueError: it is in none, or holds Python objects.
+        ValueError: it is in none, or holds Python objects, or is cut off.
     """
     version = np.lib.format.read_magic(file)
     read = {
@@ -129,13 +129,16 @@ def _head(file: Any) -> _Member:
             "it holds pickled Python objects, which are not read, as that would run whatever "
             "program they contain; save plain arrays of numbers instead"
         )
+    expected = file.tell() + math.prod(shape) * dtype.itemsize
+    if length != expected:
+        raise ValueError(f"it should have {expected:,} bytes and has {length:,}")
     return _Member(shape, dtype)
 
 
 def _mapped(path: Path) -> Array:
     try:
         with path.open("rb") as file:
-            _head(file)
+            _head(file, path.stat().st_size)
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -173,19 +176,16 @@ def _pairs(
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> Array:
     try:
         with archive.open(info) as file:
-            head = _head(file)
-            size = file.tell() + math.prod(head.shape) * head.dtype.itemsize
-        if size != info.file_size:
-            raise ValueError(f"it should have {size:,} bytes and has {info.file_size:,}")
-        if size > ARRAY_LIMIT:
+            _head(file, info.file_size)
+        if info.file_size > ARRAY_LIMIT:
             raise ValueError(
-                f"it has {size:,} bytes; of an .npz file at most {ARRAY_LIMIT:,} are read at once: "
-                "save it as .npy, which is read in place"
+                f"it has {info.file_size:,} bytes; of an .npz file at most {ARRAY_LIMIT:,} are "
+                "read at once: save it as .npy, which is read in place"
             )
         with archive.open(info) as file:
             found: Array = np.lib.format.read_array(file, allow_pickle=False)
             return found
-    except (ValueError, zlib.error) as error:
+    except (ValueError, MemoryError, zlib.error) as error:
         raise ValueError(f"{archive.filename}, {key!r} cannot be read: {error}") from error
 
 
@@ -234,7 +234,7 @@ def _described(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo]) -
     for key, info in list(infos.items())[:12]:
         try:
             with archive.open(info) as file:
-                shown.append(f"{key!r} {_head(file)}")
+                shown.append(f"{key!r} {_head(file, info.file_size)}")
         except ValueError:
             shown.append(f"{key!r} (unreadable)")
     return ", ".join(shown) or "no arrays"

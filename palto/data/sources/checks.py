@@ -18,6 +18,19 @@ def existing(path: str | os.PathLike[str]) -> Path:
     return where
 
 
+def a_file(path: str | os.PathLike[str]) -> Path:
+    """The path, if a file is there.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: there is a folder.
+    """
+    where = existing(path)
+    if where.is_dir():
+        raise ValueError(f"{where} is a folder; the path of a file is wanted")
+    return where
+
+
 def one_of(name: str, value: object, *possible: object) -> None:
     """Refuse an option that is none of those possible.
 

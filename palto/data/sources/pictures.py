@@ -152,7 +152,9 @@ def _opened(file: BinaryIO) -> Image:
 def _header(file: BinaryIO) -> Header:
     with _opened(file) as image:
         width, height = image.size
-        if _orientation(image) >= 5 and image.format != "TIFF":  # Pillow turns TIFF itself
+        # Pillow turns TIFF itself, and would decode a PNG in search of what is not in its head.
+        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if known and _orientation(image) >= 5:
             width, height = height, width
         return Header((height, width), image.mode in GREY_MODES)
 

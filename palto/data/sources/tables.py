@@ -18,7 +18,7 @@ import numpy as np
 
 from palto.data.dataset import TensorDataset, random_split
 from palto.data.fetch import say
-from palto.data.sources.checks import existing, one_of, share, too_few
+from palto.data.sources.checks import a_file, one_of, share, too_few
 from palto.tensor.dtypes import Array
 
 Task = Literal["classify", "regress"]
@@ -192,7 +192,7 @@ def csv_table(
         OSError: the file cannot be opened.
         ValueError: something is wrong in it; the message names file, line, column and cell.
     """
-    where = existing(path)
+    where = a_file(path)
     if isinstance(encoder, Mapping):
         encoder = TableEncoder.from_dict(encoder)
     if encoder is not None:
@@ -214,67 +214,40 @@ def csv_table(
         raise ValueError(
             f"{where}: say with target= which column is to be predicted: {', '.join(file.names)}"
         )
-    names = list(features) if features is not None else [x for x in file.names if x != target]
-    if target in names:
+    chosen = list(features) if features is not None else [x for x in file.names if x != target]
+    if target in chosen:
         raise ValueError(f"{target!r} is the target, so it cannot be one of the features")
-    limits = dict.fromkeys(names, MAX_CATEGORIES)
-    known: dict[str, tuple[str, ...]] = {}
+    file.refuse_absent([*chosen, *categorical, *([target] if with_target else [])])
+    known: dict[str, tuple[str, ...] | None] = {}
     if encoder is not None:
-        known = {x.name: x.categories for x in encoder.columns if x.categories is not None}
-        known |= {target: encoder.classes} if encoder.classes is not None else {}
-    if with_target:
-        limits[target] = MAX_CLASSES
-    cells = {
-        name: _Cells(where, name, decimal, limit, known.get(name)) for name, limit in limits.items()
-    }
-    for name in (*cells, *categorical):
-        if name not in file.names:
-            raise ValueError(
-                f"{where} has no column {name!r}, but {', '.join(map(repr, file.names))} (cells "
-                f"separated by {file.delimiter!r}: delimiter= says otherwise)"
-            )
-    places = [(file.names.index(name), column) for name, column in cells.items()]
-    for line, row in file.rows():
-        for place, column in places:
-            column.add(line, row[place])
-    wanted = cells.pop(target) if with_target else None
-    count = len(next(iter([*cells.values(), *([wanted] if wanted else [])])).numbers)
-    if count == 0:
-        raise ValueError(f"{where} has no rows below the names of its columns")
+        known = {x.name: x.categories for x in encoder.columns} | {target: encoder.classes}
+    cells = {name: _Cells(where, name, decimal, MAX_CATEGORIES, known.get(name)) for name in chosen}
+    wanted = _Cells(where, target, decimal, MAX_CLASSES, known.get(target)) if with_target else None
+    count = file.read([*cells.values(), *([wanted] if wanted is not None else [])])
     if missing == "raise":
         for column in cells.values():
             column.refuse_missing('missing="mean" puts the mean there')
-
-    everything = np.arange(count)
-    notes: list[str] = []
-    classes = encoder.classes if encoder is not None else None
     if wanted is not None:
         wanted.refuse_missing("a row without a target teaches nothing: remove it")
-        if encoder is None:
-            classes = _classes(wanted, task, notes)
-    parts = [everything]
-    if validation:
-        stratify = wanted.label(classes) if wanted is not None and classes is not None else None
-        split = random_split(
-            TensorDataset(everything), [1 - validation, validation], seed, stratify=stratify
-        )
-        parts = [np.sort(part.indices) for part in split]
-        if not all(map(len, parts)):
-            raise too_few(where, count, validation)
+
+    notes: list[str] = []
+    classes = encoder.classes if encoder is not None else None
+    if wanted is not None and encoder is None:
+        classes = _classes(wanted, task, notes)
+    labels = wanted.label(classes) if wanted is not None and classes is not None else None
+    parts = _divided(where, count, validation, seed, labels)
     if encoder is None:
-        columns = [
-            column.fit(parts[0], name in categorical, features is not None, notes)
-            for name, column in cells.items()
-        ]
-        encoder = TableEncoder(tuple(x for x in columns if x is not None), target, classes)
-        if wanted is not None and classes is None:
-            mean, scale = wanted.statistics(parts[0])
-            encoder = replace(encoder, mean=mean, scale=scale)
+        asked = features is not None
+        columns = [x.fit(parts[0], x.name in categorical, asked, notes) for x in cells.values()]
+        mean, scale = (
+            (0.0, 1.0) if wanted is None or labels is not None else wanted.spread(parts[0])
+        )
+        encoder = TableEncoder(tuple(x for x in columns if x), target, classes, mean, scale)
     if not encoder.columns:
         raise ValueError(f"{where} has no column that could be a feature")
     arrays = [np.concatenate([cells[x.name].encode(x, notes) for x in encoder.columns], axis=1)]
-    if wanted is not None and encoder.classes is not None:
-        arrays.append(wanted.label(encoder.classes))
+    if labels is not None:
+        arrays.append(labels)
     elif wanted is not None:
         arrays.append(wanted.standard(encoder.mean, encoder.scale)[:, None])
     for note in notes:
@@ -284,6 +257,20 @@ def csv_table(
         for part in parts
     ]
     return datasets[0], datasets[1] if len(datasets) > 1 else None
+
+
+def _divided(
+    where: Path, count: int, validation: float, seed: int, labels: Array | None
+) -> list[Array]:
+    """The rows of the one or two parts."""
+    rows = np.arange(count)
+    if not validation:
+        return [rows]
+    lengths = [1 - validation, validation]
+    parts = random_split(TensorDataset(rows), lengths, seed, stratify=labels)
+    if not all(map(len, parts)):
+        raise too_few(where, count, validation)
+    return [np.sort(part.indices) for part in parts]
 
 
 class _Cells:
@@ -300,7 +287,8 @@ class _Cells:
         self.numbers = array("d")
         self.codes = array("q")
         self.lines = array("q")
-        self.first_text: tuple[int, str] | None = None
+        self.first_text: tuple[int, str] | None = None  # line and cell
+        self.first_other: tuple[int, str] | None = None
         self.count = 0  # of numbers
 
     def add(self, line: int, cell: str) -> None:
@@ -310,8 +298,6 @@ class _Cells:
             found = self._number(cell)
             if found is None:
                 self.first_text = self.first_text or (line, cell)
-            elif not abs(found) <= LARGEST:
-                raise self.error(line, f"{cell!r} is too large: numbers go to {LARGEST:g}")
             else:
                 number = found
                 self.count += 1
@@ -320,6 +306,8 @@ class _Cells:
             code = self.texts.get(cell, self.OTHER)
             if code == self.OTHER and len(self.texts) < self.limit:
                 code = self.texts[cell] = len(self.texts)
+            if code == self.OTHER:
+                self.first_other = self.first_other or (line, cell)
         self.numbers.append(number)
         self.codes.append(code)
         self.lines.append(line)
@@ -328,9 +316,10 @@ class _Cells:
         if self.decimal == ",":
             cell = cell.replace(".", "_").replace(",", ".")
         try:
-            return None if "_" in cell else float(cell)
+            number = math.nan if "_" in cell else float(cell)
         except ValueError:
             return None
+        return number if abs(number) <= LARGEST else None
 
     def error(self, line: int, problem: str) -> ValueError:
         """An error about a cell of this column."""
@@ -350,9 +339,7 @@ class _Cells:
 
     @property
     def _has_decimal_comma(self) -> bool:
-        return bool(
-            self.first_text and self.decimal == "." and DECIMAL_COMMA.fullmatch(self.first_text[1])
-        )
+        return self.decimal == "." and all(map(DECIMAL_COMMA.fullmatch, self.texts))
 
     @property
     def is_number(self) -> bool:
@@ -368,12 +355,12 @@ class _Cells:
         """
         if self.first_text is not None:
             line, cell = self.first_text
-            if self._has_decimal_comma:
+            if DECIMAL_COMMA.fullmatch(cell) and self.decimal == ".":
                 remedy = '; decimal="," reads fractions with a comma'
             raise self.error(line, f"{cell!r} is no number{remedy}")
         return np.asarray(self.numbers)
 
-    def statistics(self, rows: Array) -> tuple[float, float]:
+    def spread(self, rows: Array) -> tuple[float, float]:
         """Mean and standard deviation of the numbers in some rows; 1 for those that are all equal.
 
         Raises:
@@ -397,10 +384,10 @@ class _Cells:
         if not self.texts:
             problem = "has no cells that hold something"
         elif self.is_number and not categorical:
-            mean, scale = self.statistics(rows)
+            mean, scale = self.spread(rows)
             indicator = bool((codes[rows] == self.MISSING).any())
             return Column(self.name, mean, scale, indicator)
-        elif self._has_decimal_comma:
+        elif self._has_decimal_comma and not categorical:
             self.values()  # says so
         elif (codes == self.OTHER).any():
             problem = f"has more than {self.limit} different texts, too many for categories"
@@ -421,9 +408,12 @@ class _Cells:
         """
         if column.categories is not None:
             codes = self.label(column.categories, strict=False)
-            unknown = int(((codes < 0) & (np.asarray(self.codes) != self.MISSING)).sum())
-            if unknown:
-                notes.append(f"column {self.name!r}: {unknown} cells of categories never seen")
+            unknown = np.flatnonzero((codes < 0) & (np.asarray(self.codes) != self.MISSING))
+            if len(unknown):
+                notes.append(
+                    f"column {self.name!r}: categories that were not learned count as missing, in "
+                    f"{len(unknown)} rows, as in line {self.lines[int(unknown[0])]}"
+                )
             one_hot = codes[:, None] == np.arange(len(column.categories))
             return np.asarray(one_hot, np.float32)
         values = self.standard(column.mean, column.scale)
@@ -446,10 +436,10 @@ class _Cells:
         number = {text: k for k, text in enumerate(classes)}
         table = np.array([number.get(text, self.OTHER) for text in self.texts] + [self.OTHER] * 2)
         labels: Array = table[np.asarray(self.codes)]
-        if strict and (labels < 0).any():
-            place = int(np.flatnonzero(labels < 0)[0])
+        if strict and self.first_other is not None:
+            line, cell = self.first_other
             shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            raise self.error(self.lines[place], f"this is none of the classes {shown}")
+            raise self.error(line, f"{cell!r} is none of the classes {shown}")
         return labels
 
 
@@ -503,17 +493,17 @@ class _File:
         ):
             if head.startswith(mark):
                 self.encoding = name
-        if not head.strip():
-            raise ValueError(f"{path} is empty")
         if head.startswith(b"PK") or (b"\0" in head and self.encoding != "utf-16"):
             raise ValueError(f"{path} is no text: save the table as CSV (UTF-8)")
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise ValueError(f"a delimiter is one sign, got {delimiter!r}")
         self.delimiter = delimiter or self._guess()
         line, self.names = next(self._read(), (0, []))
-        for name in self.names:
+        if not self.names:
+            raise ValueError(f"{path} is empty")
+        for number, name in enumerate(self.names, 1):
             if not name:
-                raise ValueError(f"{path}, line {line}: a column has no name: {self.names}")
+                raise ValueError(f"{path}, line {line}: column {number} has no name")
             if self.names.count(name) > 1:
                 raise ValueError(f"{path}, line {line}: two columns are called {name!r}")
         if all(_is_number(name) for name in self.names):
@@ -522,7 +512,36 @@ class _File:
                 f"{', '.join(self.names)[:80]}; add a line with names"
             )
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
+    def refuse_absent(self, names: Sequence[str]) -> None:
+        """Raise at the first name that no column has.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for name in names:
+            if name not in self.names:
+                raise ValueError(
+                    f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.names))} "
+                    f"(cells separated by {self.delimiter!r}: delimiter= says otherwise)"
+                )
+
+    def read(self, columns: Sequence[_Cells]) -> int:
+        """Let the columns take up their cells of all rows; how many rows there are.
+
+        Raises:
+            ValueError: there are none, or one is damaged.
+        """
+        places = [(self.names.index(column.name), column) for column in columns]
+        count = 0
+        for line, row in self._rows():
+            count += 1
+            for place, column in places:
+                column.add(line, row[place])
+        if count == 0:
+            raise ValueError(f"{self.path} has no rows below the names of its columns")
+        return count
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """The rows below the names, each with the number of its first line.
 
         Raises:
