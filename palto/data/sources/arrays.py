@@ -6,7 +6,6 @@ import math
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -156,37 +155,39 @@ def _pairs(
     path: Path, images: str | None, labels: str | None, held_out: str | None
 ) -> list[tuple[_File, _File]]:
     """The arrays of images and labels of the parts that are wanted."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = {
-                info.filename.removesuffix(".npy"): info
-                for info in archive.infolist()
-                if info.filename.endswith(".npy")
-            }
-            wanted = _wanted(path, archive, infos, images, labels, held_out)
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:  # what zipfile makes of damaged files is not documented
+            raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+        infos = {
+            info.filename.removesuffix(".npy"): info
+            for info in archive.infolist()
+            if info.filename.endswith(".npy")
+        }
 
-            def read(key: str) -> _File:
-                return _File(f"{path}, {key!r}", _array(archive, infos[key], key))
+        def read(key: str) -> _File:
+            name = f"{path}, {key!r}"
+            try:
+                return _File(name, _array(archive, infos[key]))
+            except Exception as error:
+                raise ValueError(f"{name} cannot be read: {error}") from error
 
-            return [(read(x), read(y)) for x, y in wanted]
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+        wanted = _wanted(path, archive, infos, images, labels, held_out)
+        return [(read(x), read(y)) for x, y in wanted]
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> Array:
-    try:
-        with archive.open(info) as file:
-            _head(file, info.file_size)
-        if info.file_size > ARRAY_LIMIT:
-            raise ValueError(
-                f"it has {info.file_size:,} bytes; of an .npz file at most {ARRAY_LIMIT:,} are "
-                "read at once: save it as .npy, which is read in place"
-            )
-        with archive.open(info) as file:
-            found: Array = np.lib.format.read_array(file, allow_pickle=False)
-            return found
-    except (ValueError, MemoryError, zlib.error) as error:
-        raise ValueError(f"{archive.filename}, {key!r} cannot be read: {error}") from error
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    with archive.open(info) as file:
+        _head(file, info.file_size)
+    if info.file_size > ARRAY_LIMIT:
+        raise ValueError(
+            f"it has {info.file_size:,} bytes; of an .npz file at most {ARRAY_LIMIT:,} are read at "
+            "once: save it as .npy, which is read in place"
+        )
+    with archive.open(info) as file:
+        found: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return found
 
 
 def _wanted(
@@ -235,7 +236,7 @@ def _described(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo]) -
         try:
             with archive.open(info) as file:
                 shown.append(f"{key!r} {_head(file, info.file_size)}")
-        except ValueError:
+        except Exception:
             shown.append(f"{key!r} (unreadable)")
     return ", ".join(shown) or "no arrays"
 

@@ -372,7 +372,7 @@ def build(
     looked = _each(partial(_look, store), names)
     bad = {row: found for row, found in enumerate(looked) if isinstance(found, str)}
     heads = [found for found in looked if isinstance(found, Header)]
-    size, channels = _shape(heads, options, notes)
+    size, channels = _shape(name, heads, options, notes)
     pictures = Pictures(store, names, size, channels, options.fit, options.cache_bytes)
     if options.on_error == "skip":
         rows = [row for row in range(len(names)) if row not in bad]
@@ -381,12 +381,14 @@ def build(
     skipped = [Skipped(store.path(image), reason) for image, reason in store.problems]
     skipped += [Skipped(pictures.path(row), bad[row]) for row in sorted(bad)]
     if skipped:
-        message = _listed(name, skipped, len(names))
+        listed = _listed(skipped)
+        counted = f"{name}: {len(skipped)} of {len(names)} images cannot be read"
         if options.on_error == "raise":
             raise ValueError(
-                f'{message}\nReplace or remove them, or leave them out with on_error="skip".'
+                f"{counted}:\n{listed}\n"
+                'Replace or remove them, or leave them out with on_error="skip".'
             )
-        notes.append(message)
+        notes.append(f"{counted} and are left out:\n{listed}")
 
     datasets: list[ImageFiles] = []
     classes = tuple(options.classes or ())
@@ -538,7 +540,9 @@ def _labelled(store: Store, images: Sequence[Name], base: Name, notes: list[str]
     return Labelled(inside, classes)
 
 
-def _shape(heads: Sequence[Header], options: Options, notes: list[str]) -> tuple[Size, Channels]:
+def _shape(
+    name: str, heads: Sequence[Header], options: Options, notes: list[str]
+) -> tuple[Size, Channels]:
     """The size and the channels to bring all images to."""
     sizes = {head.size for head in heads}
     if options.size is not None:
@@ -550,7 +554,7 @@ def _shape(heads: Sequence[Header], options: Options, notes: list[str]) -> tuple
         if sizes:
             low, high = min(sizes, key=np.prod), max(sizes, key=np.prod)
             notes.append(
-                f"images are {low[0]}x{low[1]}"
+                f"{name}: images are {low[0]}x{low[1]}"
                 + (f" to {high[0]}x{high[1]}" if low != high else "")
                 + f" (height x width); all are brought to {size[0]}x{size[1]}: size= chooses"
                 " another"
@@ -585,11 +589,11 @@ def _licence(store: Store) -> str | None:
     return None
 
 
-def _listed(name: str, skipped: Sequence[Skipped], total: int) -> str:
+def _listed(skipped: Sequence[Skipped]) -> str:
     lines = [f"  {path}: {reason}" for path, reason in skipped[:SHOWN]]
     if len(skipped) > SHOWN:
         lines.append(f"  and {len(skipped) - SHOWN} more")
-    return "\n".join([f"{name}: {len(skipped)} of {total} images cannot be read:", *lines])
+    return "\n".join(lines)
 
 
 def _counted(number: int, what: str) -> str:
