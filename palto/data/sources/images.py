@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from palto.data.dataset import Dataset, Example, Indices, random_split
+from palto.data.dataset import Dataset, Example, Indices, _whole_numbers, random_split
 from palto.data.fetch import say
 from palto.data.sources.checks import existing, one_of, share, too_few
 from palto.data.sources.pictures import (
@@ -44,6 +44,7 @@ LARGEST_KEPT = 256 * 256  # pixels
 CACHE_BYTES = 1 << 30
 THREADS = 8  # that look at files when a data set is opened
 LICENCES = ("license", "licence", "copying")
+MANY = 2000  # images take long enough to say so
 SHOWN = 5  # files that a message names
 
 
@@ -65,6 +66,7 @@ class ImageFiles(Dataset):
         labels: all labels, shape (N,).
         size: (height, width) of every image.
         channels: 3 for colour, 1 for grey.
+        fit: how images of another shape are brought to `size`.
         skipped: the files that were left out, with the reasons.
         notes: what was decided or left out when the data was opened, in sentences.
     """
@@ -83,7 +85,7 @@ class ImageFiles(Dataset):
     ) -> None:
         self._pictures, self._rows = pictures, rows
         self.labels = labels
-        self.size, self.channels = pictures.size, pictures.channels
+        self.size, self.channels, self.fit = pictures.size, pictures.channels, pictures.fit
         self.classes, self.licence, self.name = tuple(classes), licence, name
         self.skipped, self.notes = tuple(skipped), tuple(notes)
 
@@ -105,7 +107,7 @@ class ImageFiles(Dataset):
         Raises:
             ValueError: an image is damaged; the message names the file and the reason.
         """
-        places = np.asarray(indices, np.int64)
+        places = _whole_numbers(indices)
         images = np.empty((len(places), *self.size, self.channels), np.float32)
         for image, row in zip(images, self._rows[places], strict=True):
             image[...] = self._pictures.read(row)
@@ -376,6 +378,8 @@ def build(
     pictures = Pictures(store, names, size, channels, options.fit, options.cache_bytes)
     if options.on_error == "skip":
         rows = [row for row in range(len(names)) if row not in bad]
+        if len(rows) >= MANY:
+            say(f"{name}: decoding {len(rows):,} images to find damaged ones ...")
         problems = zip(rows, _each(pictures.problem, rows), strict=True)
         bad |= {row: problem for row, problem in problems if problem is not None}
     skipped = [Skipped(store.path(image), reason) for image, reason in store.problems]

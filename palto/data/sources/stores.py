@@ -67,6 +67,8 @@ def open_store(path: Path) -> Store:
         is_zip = file.read(2) == b"PK"
     try:
         return Zip(path, path.name) if is_zip else Tar(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # tarfile, zipfile and three packers have many of their own
         raise ValueError(
             f"{path} cannot be read as an archive ({', '.join(ARCHIVES)}): {error}; if it is one, "
@@ -188,7 +190,7 @@ class Tar(Store):
                         self.problems.append(((member.name,), str(error)))
             if limited.latest.strip(b"\0"):  # tarfile takes a damaged head for the end
                 raise ValueError(f"it is damaged after {limited.tell():,} bytes")
-        self.files = sorted({**self._places, **self._contents})
+        self.files = sorted([*self._places, *self._contents])
         self.folders |= {name[:k] for name in self.files for k in range(len(name))}
 
     def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, packed: bool) -> None:
@@ -199,12 +201,14 @@ class Tar(Store):
             return
         if member.issparse():
             raise ValueError("it is stored as a sparse file: unpack the archive")
-        self._places[parts] = member.offset_data, member.size
-        if packed and (is_image(parts) or member.size <= TEXT_LIMIT):
-            if member.size > FILE_LIMIT:
-                raise ValueError(_too_long(member.size))
-            file = tar.extractfile(member)
-            self._contents[parts] = file.read() if file else b""
+        if not packed:
+            self._places[parts] = member.offset_data, member.size
+            return
+        if is_image(parts) and member.size > FILE_LIMIT:
+            raise ValueError(_too_long(member.size))
+        kept = is_image(parts) or member.size <= TEXT_LIMIT
+        file = tar.extractfile(member) if kept else None
+        self._contents[parts] = file.read() if file is not None else b""
 
     def open(self, name: Name) -> BinaryIO:
         """A file, in memory."""
@@ -226,6 +230,8 @@ def _unpacked(file: BinaryIO) -> Iterator[Any]:
 
     start = file.read(6)
     file.seek(0)
+    if not start:
+        raise ValueError("it is empty")
     for mark, unpack in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
         if start.startswith(mark):
             with unpack(file) as stream:
