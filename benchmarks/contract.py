@@ -1,0 +1,199 @@
+"""How near the contraction generator comes to the processor's peak, on one thread.
+
+    python benchmarks/contract.py
+
+prints GFLOP/s, and the share of what a loop of independent multiply-adds reaches in the same run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from palto.compiler.llvm import contract
+from palto.compiler.llvm.builder import Function, Value
+from palto.compiler.llvm.contract import Axis, Contraction, Machine, Plan
+
+engines: list[object] = []
+
+
+def native(f: Function, arguments: list[type]) -> Callable[..., None]:
+    """A function of the builder as machine code."""
+    text = f.finish().replace("define internal", "define")
+    module = llvm.parse_assembly("\n".join([*sorted(f.declarations), text]))
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+    )
+    module.triple, module.data_layout = target.triple, str(target.target_data)
+    if "--assembly" in sys.argv:
+        print(target.emit_assembly(module))
+    engine = llvm.create_mcjit_compiler(module, target)
+    engine.finalize_object()
+    engines.append(engine)
+    prototype = ctypes.CFUNCTYPE(None, *arguments)
+    return prototype(engine.get_function_address(f.function_name))
+
+
+def best_seconds(function: Callable[[], None], budget: float = 0.6) -> float:
+    """The shortest of the runs that fit a time."""
+    function()
+    best, end = math.inf, time.perf_counter() + budget
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def peak(machine: Machine) -> float:
+    """GFLOP/s of multiply-adds in float that do not wait for each other."""
+    lanes, sums, rounds = machine.vector_bytes // 4, 12, 1_000_000
+    f = Function("peak", [("ptr", "p")])
+    pointer = f.parameters["p"]
+    x = f.load(pointer, f.constant(0, "i64"), "float", lanes)
+    with f.loop(0, rounds, nonempty=True) as loop:
+        carried = [loop.carry(f.constant(i, "float", lanes)) for i in range(sums)]
+        for phi in carried:
+            loop.update(phi, f.fma(phi, x, x))
+    for i, phi in enumerate(carried):
+        f.store(pointer, f.constant(i * lanes, "i64"), loop.result(phi))
+    buffer = np.zeros(sums * lanes, np.float32)
+    run = native(f, [ctypes.c_void_p])
+    seconds = best_seconds(lambda: run(buffer.ctypes.data))
+    return 2 * sums * lanes * rounds / seconds / 1e9
+
+
+def compiled(plan: Plan) -> Callable[..., None]:
+    """Pointers of a, b, the result and the unfinished sums, then the units' bounds."""
+    x = plan.contraction
+    parameters = [("ptr", "a"), ("ptr", "b"), ("ptr", "c"), ("ptr", "p")]
+    f = Function("contraction", [*parameters, ("i64", "first"), ("i64", "last")])
+    a, b, c, p, first, last = f.parameters.values()
+    lengths = [axis.length for axis in (*x.batch, *x.rows)]
+
+    def finish(batch: list[Value], rows: list[Value], column: Value, sums: Value) -> None:
+        place = f.constant(0, "i64")
+        for length, index in zip(lengths, [*batch, *rows], strict=True):
+            place = f.binary("add", f.binary("mul", place, f.constant(length, "i64")), index)
+        place = f.binary("mul", place, f.constant(x.columns, "i64"))
+        f.store(c, f.binary("add", place, column), sums)
+
+    contract.emit(
+        f, plan,
+        lambda index: f.load(a, index, x.kind),
+        lambda index, lanes: f.load(b, index, x.kind, lanes),
+        p, first, last, finish,
+    )  # fmt: skip
+    return native(f, [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64])
+
+
+def matmul(m: int, n: int, k: int) -> Contraction:
+    """The product of (m, k) and (k, n)."""
+    return Contraction("float", (), (Axis(m, k),), n, (Axis(k, 1, n),))
+
+
+def matmul_weights(k: int, n: int, m: int) -> Contraction:
+    """The product of (m, k) transposed and (m, n), a layer's weight gradient."""
+    return Contraction("float", (), (Axis(k, 1),), n, (Axis(m, k, n),))
+
+
+def convolution(
+    images: int, size: int, channels: int, filters: int, kernel: int, stride: int = 1
+) -> Contraction:
+    """Channels last, from padded images; `size` is the output's."""
+    width = (size - 1) * stride + kernel
+    line = width * channels
+    rows = (Axis(images, width * line), Axis(size, stride * line), Axis(size, stride * channels))
+    inner = kernel * channels
+    summed = (Axis(kernel, line, inner * filters), Axis(inner, 1, filters))
+    return Contraction("float", (), rows, filters, summed)
+
+
+def convolution_weights(
+    images: int, size: int, channels: int, filters: int, kernel: int, stride: int = 1
+) -> Contraction:
+    """The gradient of the convolution's weights, from padded images and dense errors."""
+    width = (size - 1) * stride + kernel
+    line = width * channels
+    summed = (
+        Axis(images, width * line, size * size * filters),
+        Axis(size, stride * line, size * filters),
+        Axis(size, stride * channels, filters),
+    )
+    return Contraction(
+        "float", (), (Axis(kernel, line), Axis(kernel * channels, 1)), filters, summed
+    )
+
+
+CONVOLUTIONS = {
+    "28x28 32->64 3x3, 16 images": (16, 28, 32, 64, 3),
+    "14x14 64->128 3x3, 16 images": (16, 14, 64, 128, 3),
+    "13x13 384->256 3x3, 8 images": (8, 13, 384, 256, 3),
+    "13x13 192->384 3x3, 8 images": (8, 13, 192, 384, 3),
+    "27x27 64->192 5x5, 8 images": (8, 27, 64, 192, 5),
+    "55x55 3->64 11x11 stride 4, 8 images": (8, 55, 3, 64, 11, 4),
+}
+CASES = {
+    "matmul 2048x768x192": matmul(2048, 768, 192),
+    "matmul 2048x192x768": matmul(2048, 192, 768),
+    "matmul 512x512x512": matmul(512, 512, 512),
+    "matmul 64x128x784": matmul(64, 128, 784),
+    "matmul 2048x2048x2048": matmul(2048, 2048, 2048),
+    "matmul 32x4096x9216": matmul(32, 4096, 9216),
+    "matmul 1x128x784": matmul(1, 128, 784),
+    "matmul 64x10x128": matmul(64, 10, 128),
+    "matmul 2048x1x512": matmul(2048, 1, 512),
+    "x^T y 768x192 over 2048": matmul_weights(768, 192, 2048),
+    "x^T y 784x128 over 64": matmul_weights(784, 128, 64),
+    **{f"forward {name}": convolution(*shape) for name, shape in CONVOLUTIONS.items()},
+    **{f"weights {name}": convolution_weights(*shape) for name, shape in CONVOLUTIONS.items()},
+}  # fmt: skip
+
+
+def extent(axes: list[tuple[int, int]]) -> int:
+    """Elements of a buffer that such axes reach."""
+    return 1 + sum((length - 1) * stride for length, stride in axes)
+
+
+def main() -> None:
+    """Print a table; arguments choose the cases whose names contain them."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = Machine.host()
+    print(machine)
+    wanted = [x for x in sys.argv[1:] if not x.startswith("--")]
+    generator = np.random.default_rng(0)
+    for name, contraction in CASES.items():
+        if wanted and not any(x in name for x in wanted):
+            continue
+        x = contraction
+        plan = contract.plan(x, machine)
+        start = time.perf_counter()
+        run = compiled(plan)
+        compile_seconds = time.perf_counter() - start
+        size_a = extent([(y.length, y.a) for y in (*x.batch, *x.rows, *x.summed)])
+        size_b = extent([(y.length, y.b) for y in (*x.batch, *x.summed)]) + x.columns - 1
+        size_c = math.prod(y.length for y in (*x.batch, *x.rows)) * x.columns
+        a = generator.standard_normal(size_a, np.float32)
+        b = generator.standard_normal(size_b, np.float32)
+        c, p = np.zeros(size_c, np.float32), np.zeros(max(1, plan.partial), np.float32)
+        pointers = [y.ctypes.data for y in (a, b, c, p)]
+        seconds = best_seconds(lambda r=run, q=pointers, n=plan.units: r(*q, 0, n))  # type: ignore[misc]
+        speed, limit = plan.flops / seconds / 1e9, peak(machine)
+        tile = f"{plan.tiles[0].size}x{len(plan.panels[0].pieces)}"
+        print(
+            f"{name:46} {speed:7.1f} GFLOP/s {100 * speed / limit:4.0f} %  "
+            f"tile {tile}, {plan.units} units, {plan.blocks} blocks, "
+            f"compiled in {1e3 * compile_seconds:.0f} ms",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
