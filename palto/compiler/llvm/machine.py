@@ -1,0 +1,194 @@
+"""From IR text to machine code in memory, which is kept on disk for the next time.
+
+What lies in the cache is executed, so its folder must be one that only its user may write to.
+Nothing that is wrong with the cache is an error: then code is compiled, and not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+#: Bytes that the cache may hold; what was used longest ago is removed first.
+CACHE_LIMIT = 256 << 20
+
+# Part of every key: to be raised when the same text is to become other code.
+_FORMAT = b"palto object 1\n"
+_DIGEST = hashlib.sha256().digest_size
+_EXTERNAL = re.compile(r"^declare [^@\n]*@(?!llvm\.)([\w.$]+)\(", re.MULTILINE)
+
+
+class Code:
+    """Functions in memory, at addresses that are valid as long as this object lives.
+
+    Args:
+        image: an object file, as compiled for this machine.
+        externals: the functions of this process that it calls.
+
+    Raises:
+        LookupError: the process has not one of them.
+    """
+
+    def __init__(self, image: bytes, externals: Iterable[str] = ()) -> None:
+        llvm = _llvm()
+        # MCJIT, because LLJIT keeps 11 KB for each library for good. It owns a target machine.
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+        for name in externals:  # LLVM would call address 0
+            if llvm.address_of_symbol(name) is None:
+                raise LookupError(f"code is to call {name!r}, which this process does not have")
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(image))
+        self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """Where a function begins that is not internal.
+
+        Raises:
+            LookupError: there is none of this name.
+        """
+        address = int(self._engine.get_function_address(name))
+        if not address:
+            raise LookupError(
+                f"the code has no function {name!r}; define it in the module, and not as internal"
+            )
+        return address
+
+
+def load(text: str, *, cached: bool = True) -> Code:
+    """Compile a module, or take its code from the cache.
+
+    Args:
+        text: LLVM IR, without a target. No optimisation passes run.
+        cached: whether to look into the cache, and to store there what was compiled.
+
+    Raises:
+        LookupError: a function is declared that neither LLVM nor this process has.
+        RuntimeError: LLVM does not accept the text.
+    """
+    externals = _EXTERNAL.findall(text)
+    folder = cache_folder() if cached else None
+    if folder is None:
+        return Code(_compile(text), externals)
+    path = folder / f"{hashlib.sha256(_identity() + text.encode()).hexdigest()}.o"
+    image = _read(path)
+    if image is None:
+        image = _compile(text)
+        _store(path, image)
+    return Code(image, externals)
+
+
+def cache_folder() -> Path | None:
+    """The folder of compiled code: the environment variable PALTO_CACHE, else the user's cache.
+
+    None if PALTO_CACHE is ``0`` or ``off``.
+    """
+    variable = os.environ.get("PALTO_CACHE")
+    if variable in ("0", "off"):
+        return None
+    if variable:
+        return Path(variable).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("palto")) / "compiled"
+
+
+def _compile(text: str) -> bytes:
+    llvm, machine = _llvm(), _compiler()
+    target = f'target datalayout = "{machine.target_data}"\ntarget triple = "{machine.triple}"\n'
+    # A context of its own: the global one would keep every type and constant for good.
+    with (
+        llvm.create_context() as context,
+        llvm.parse_assembly(target + text, context) as module,
+    ):
+        module.verify()
+        return bytes(machine.emit_object(module))
+
+
+@cache
+def _llvm() -> Any:
+    """llvmlite, which takes a tenth of a second to import."""
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+@cache
+def _host() -> tuple[str, str, str]:
+    """The triple, CPU name and features of this machine."""
+    llvm = _llvm()
+    features = llvm.get_host_cpu_features().flatten()
+    return llvm.get_default_triple(), llvm.get_host_cpu_name(), features
+
+
+def _target_machine() -> Any:
+    triple, cpu, features = _host()
+    target = _llvm().Target.from_triple(triple)
+    return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=True)
+
+
+@cache
+def _compiler() -> Any:
+    """The target machine that compiles; those of `Code` belong to their engines."""
+    return _target_machine()
+
+
+@cache
+def _identity() -> bytes:
+    """What code depends on besides its text."""
+    import llvmlite
+
+    parts = [*_host(), llvmlite.__version__, _llvm().llvm_version_info]
+    return _FORMAT + "\n".join(map(str, parts)).encode() + b"\n"
+
+
+def _read(path: Path) -> bytes | None:
+    """The object file in a file of the cache; None if there is none, or none that is whole."""
+    try:
+        contents = path.read_bytes()
+    except OSError:
+        return None
+    digest, image = contents[:_DIGEST], contents[_DIGEST:]
+    if hashlib.sha256(image).digest() != digest:
+        return None
+    with suppress(OSError):
+        os.utime(path)  # eviction goes by the time of the last use
+    return image
+
+
+def _store(path: Path, image: bytes) -> None:
+    """Put an object file into the cache at once or, whatever the reason, not at all."""
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(hashlib.sha256(image).digest() + image)
+            unfinished.replace(path)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        _evict(path.parent)
+
+
+def _evict(folder: Path) -> None:
+    """Remove what was used longest ago until the cache is within its limit."""
+    files = []
+    for entry in os.scandir(folder):
+        if entry.name.endswith((".o", ".part")):
+            with suppress(OSError):  # another process may have removed it
+                status = entry.stat()
+                files.append((status.st_mtime_ns, status.st_size, entry.path))
+    excess = sum(size for _, size, _ in files) - CACHE_LIMIT
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            break
+        with suppress(OSError):
+            os.unlink(path)
+        excess -= size
