@@ -167,7 +167,10 @@ def main() -> None:
     llvm.initialize_native_asmprinter()
     machine = Machine.host()
     print(machine)
-    wanted = [x for x in sys.argv[1:] if not x.startswith("--")]
+    for setting in [x for x in sys.argv[1:] if "=" in x]:
+        name, value = setting.split("=")
+        setattr(contract, name, int(value))
+    wanted = [x for x in sys.argv[1:] if not x.startswith("--") and "=" not in x]
     generator = np.random.default_rng(0)
     for name, contraction in CASES.items():
         if wanted and not any(x in name for x in wanted):

@@ -17,6 +17,7 @@ alone, so a result does not depend on how its units are divided among threads.
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ SUMMED_BLOCK = 384
 SUMMED_WHOLE = 1024
 #: Pieces of work that are worth having, and the least multiplications and additions in one.
 UNITS = 64
+PACK_ROWS = 48
 UNIT_FLOPS = 1 << 20
 
 
@@ -151,6 +153,7 @@ class Plan:
         panel_blocks: into how many blocks of panels they divide the columns.
         cut: the summed axis that is cut; blocks hold one index of each axis before it.
         cuts: into how many parts it is cut.
+        packs: whether a unit first copies a panel's block of b together.
     """
 
     contraction: Contraction
@@ -163,6 +166,7 @@ class Plan:
     panel_blocks: int = 1
     cut: int = 0
     cuts: int = 1
+    packs: bool = False
 
     @property
     def tile_count(self) -> int:
@@ -203,9 +207,23 @@ class Plan:
         return height * width
 
     @property
+    def kept(self) -> int:
+        """Elements of unfinished sums that a unit keeps."""
+        return math.prod(self.unit_shape) * self.tile_sums if self.blocks > 1 else 0
+
+    @property
+    def packed(self) -> int:
+        """Elements of the copied part of b that a unit keeps."""
+        if not self.packs:
+            return 0
+        x = self.contraction.summed[self.cut :]
+        length = -(-x[0].length // self.cuts) * math.prod(y.length for y in x[1:]) if x else 1
+        return length * max(y.size for y in self.panels)
+
+    @property
     def partial(self) -> int:
-        """Elements of the buffer for unfinished sums; each call touches one unit's share."""
-        return self.units * math.prod(self.unit_shape) * self.tile_sums if self.blocks > 1 else 0
+        """Elements of the buffer for unfinished sums; a call touches one unit's share."""
+        return self.units * (self.kept + self.packed)
 
     @property
     def flops(self) -> int:
@@ -227,7 +245,8 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     tiles = _spans([1] * length, height)
     panels = _spans(pieces, vectors)
     cut, cuts = _cut(x)
-    return _units(Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts))
+    packs = length * lines >= PACK_ROWS
+    return _units(Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts, packs=packs))
 
 
 def _merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -378,13 +397,15 @@ def emit(
     """
     if plan.units:
         with f.loop(first, last) as loop:
-            share = math.prod(plan.unit_shape) * plan.tile_sums
-            region = f.binary("mul", first, f.constant(share, "i64"))
+            # One call needs one unit's share, which no other call touches: that of its first.
+            region = f.binary("mul", first, f.constant(plan.kept + plan.packed, "i64"))
             _Emitter(f, plan, load_a, load_b, partial, region, finish).unit(loop.counter)
 
 
 Bounds = tuple[Value | int, Value | int]
+Offsets = tuple[Value, Value]
 Grid = list[list[Value]]
+Body = Callable[[Offsets, list[Value]], list[Value]]
 
 
 @dataclass(slots=True)
@@ -416,22 +437,29 @@ class _Emitter:
             walked = self.part(cut, x.summed[p.cut].length if x.summed else 1, p.cuts)
             block_base = self.offsets(cut_axes, outer, base)
             for panel in p.panels:
-                with (
-                    self.tile_loop(panel, panels) as (panel_number, column),
-                    self.loop(*lines) as line,
-                ):
-                    outer_rows = self.indices(line, [y.length for y in x.rows[:-1]])
-                    for tile in p.tiles:
-                        with self.tile_loop(tile, tiles) as (tile_number, row):
-                            rows = [*outer_rows, row][: len(x.rows)]
-                            a, b = self.offsets(x.rows, rows, block_base)
-                            start = (a, self.add(b, column))
-                            sums = self.sums(start, tile.size, panel.pieces, walked)
-                            numbers = (panel_number, line, tile_number)
-                            slot = self.slot(numbers, (panels, lines, tiles))
-                            sums = self.unfinished(block, slot, sums)
-                            with self.in_last(block):
-                                self.hand_over(batch, rows, column, panel, sums)
+                with self.tile_loop(panel, panels) as (panel_number, column):
+                    here = (block_base[0], self.add(block_base[1], column))
+                    axes = x.summed[p.cut :]
+                    if p.packs:
+                        axes, here = self.pack(panel, here, axes, walked)
+                    with self.loop(*lines) as line:
+                        outer_rows = self.indices(line, [y.length for y in x.rows[:-1]])
+                        for tile in p.tiles:
+                            with self.tile_loop(tile, tiles) as (tile_number, row):
+                                rows = [*outer_rows, row][: len(x.rows)]
+                                start = self.offsets(x.rows, rows, here)
+                                sums = self.sums(start, axes, tile.size, panel.pieces, walked)
+                                numbers = (panel_number, line, tile_number)
+                                slot = self.slot(numbers, (panels, lines, tiles))
+                                sums = self.unfinished(block, slot, sums)
+                                with self.in_last(block):
+                                    self.hand_over(batch, rows, column, panel, sums)
+
+    @property
+    def buffer(self) -> Value:
+        """Where unfinished sums and copies of b are kept."""
+        assert self.partial is not None, "the plan needs a buffer for unfinished sums"
+        return self.partial
 
     # Indices
 
@@ -461,8 +489,8 @@ class _Emitter:
         self,
         axes: Sequence[Axis],
         indices: Sequence[Value],
-        base: tuple[Value, Value] | None = None,
-    ) -> tuple[Value, Value]:
+        base: Offsets | None = None,
+    ) -> Offsets:
         """How far into a and b some indices are."""
         a, b = base or (self.constant(0), self.constant(0))
         for axis, index in zip(axes, indices, strict=True):
@@ -506,51 +534,85 @@ class _Emitter:
 
     # Sums
 
+    def pack(
+        self, panel: Span, base: Offsets, axes: Sequence[Axis], walked: Bounds
+    ) -> tuple[tuple[Axis, ...], Offsets]:
+        """Copy a panel's block of b; gives the axes of the copy and where it is."""
+        packed: list[Axis] = []
+        width = panel.size
+        for axis in reversed(axes):
+            packed.insert(0, replace(axis, b=width))
+            width *= axis.length
+        target = self.add(self.region, self.plan.kept)
+        if packed:
+            target = self.add(target, self.times(self.constant(walked[0]), -packed[0].b))
+        # The same walk, from b on one side to the copy on the other.
+        both = [Axis(x.length, x.b, y.b) for x, y in zip(axes, packed, strict=True)]
+
+        def copy(base: Offsets, sums: list[Value]) -> list[Value]:
+            for i, lanes in enumerate(panel.pieces):
+                shift = sum(panel.pieces[:i])
+                value = self.load_b(self.add(base[0], shift), lanes)
+                self.f.store(self.buffer, self.add(base[1], shift), value)
+            return sums
+
+        if all(axis.length for axis in axes):
+            self.walk(both, (base[1], target), [], copy, walked)
+        return tuple(packed), (base[0], target)
+
     def sums(
-        self, base: tuple[Value, Value], height: int, lanes: Sequence[int], walked: Bounds
+        self,
+        base: Offsets,
+        axes: Sequence[Axis],
+        height: int,
+        lanes: Sequence[int],
+        walked: Bounds,
     ) -> Grid:
         """The sums of a tile over a block, vectors of columns for each row."""
         x = self.plan.contraction
-        axes = x.summed[self.plan.cut :]
         zeros = [self.f.constant(0, x.kind, n) for _ in range(height) for n in lanes]
         if any(axis.length == 0 for axis in axes):
             flat = zeros
         else:
-            flat = self.walk(axes, base, zeros, height, lanes, walked)
+            multiply = functools.partial(self.multiply, lanes)
+            flat = self.walk(axes, base, zeros, multiply, walked)
         return [flat[i * len(lanes) : (i + 1) * len(lanes)] for i in range(height)]
 
     def walk(
         self,
         axes: Sequence[Axis],
-        base: tuple[Value, Value],
+        base: Offsets,
         sums: list[Value],
-        height: int,
-        lanes: Sequence[int],
+        body: Body,
         bounds: Bounds | None = None,
     ) -> list[Value]:
         """Loops over summed axes that carry the offsets and the sums."""
         if not axes:
-            return self.multiply(base, sums, height, lanes)
+            return body(base, sums)
         axis = axes[0]
         start, stop = bounds or (0, axis.length)
         base = self.offsets([axis], [self.constant(start)], base)
         with self.f.loop(start, stop, nonempty=True) as loop:
             a, b = loop.carry(base[0]), loop.carry(base[1])
             carried = [loop.carry(x) for x in sums]
-            after = self.walk(axes[1:], (a, b), carried, height, lanes)
+            after = self.walk(axes[1:], (a, b), carried, body)
             loop.update(a, self.add(a, axis.a))
             loop.update(b, self.add(b, axis.b))
             for phi, value in zip(carried, after, strict=True):
                 loop.update(phi, value)
         return [loop.result(phi) for phi in carried]
 
-    def multiply(
-        self, base: tuple[Value, Value], sums: list[Value], height: int, lanes: Sequence[int]
-    ) -> list[Value]:
+    def multiply(self, lanes: Sequence[int], base: Offsets, sums: list[Value]) -> list[Value]:
         """The microkernel: each row's element times the vectors of b, added to the sums."""
         f, x = self.f, self.plan.contraction
         stride = x.rows[-1].a if x.rows else 0
-        vectors = [self.load_b(self.add(base[1], sum(lanes[:i])), n) for i, n in enumerate(lanes)]
+        vectors = []
+        for i, n in enumerate(lanes):
+            place = self.add(base[1], sum(lanes[:i]))
+            if self.plan.packs:
+                vectors.append(f.load(self.buffer, place, x.kind, n, changes=True))
+            else:
+                vectors.append(self.load_b(place, n))
         result = []
         for i, total in enumerate(sums):
             row, vector = i // len(lanes), vectors[i % len(lanes)]
@@ -576,7 +638,6 @@ class _Emitter:
         f, x = self.f, self.plan.contraction
         if self.plan.blocks == 1:
             return sums
-        assert self.partial is not None
         begins = f.compare("eq", block, self.constant(0))
         place = 0
         result: Grid = []
@@ -584,10 +645,10 @@ class _Emitter:
             result.append([])
             for value in row:
                 address = self.add(slot, place)
-                before = f.load(self.partial, address, x.kind, value.lanes, changes=True)
+                before = f.load(self.buffer, address, x.kind, value.lanes, changes=True)
                 zero = f.constant(0, x.kind, value.lanes)
                 value = f.binary("fadd", value, f.select(begins, zero, before))
-                f.store(self.partial, address, value)
+                f.store(self.buffer, address, value)
                 result[-1].append(value)
                 place += value.lanes
         return result
