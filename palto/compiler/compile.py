@@ -149,7 +149,7 @@ class CompiledFunction:
             )
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
-        return _Entry(guards, recording, Program(recording))
+        return _Entry(guards, recording, Program(recording, keep_grad=self._keep_grad))
 
     def _refuse_side_effect(self, guards: Guards) -> None:
         fact = guards.changed()

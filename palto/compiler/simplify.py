@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from palto.tensor.graph import Graph, Operation, Trace, apply, scope, set_grad_enabled
@@ -10,7 +11,17 @@ from palto.tensor.primitives import control, elementwise
 from palto.tensor.tensor import Tensor
 
 
-def simplify(graph: Graph, *, inline: bool) -> Graph:
+#: From an operation and its new inputs to its new output, instead of the operation itself.
+Rule = Callable[[Operation, Sequence[Tensor]], Any]
+
+
+def simplify(
+    graph: Graph,
+    *,
+    inline: bool,
+    rules: Mapping[str, Rule] = MappingProxyType({}),
+    copy_outputs: bool = False,
+) -> Graph:
     """Without dead code, detours and repetition.
 
     What is computed twice from the same tensors is computed once; random draws differ in their
@@ -19,19 +30,24 @@ def simplify(graph: Graph, *, inline: bool) -> Graph:
     Args:
         graph: the graph.
         inline: whether the bodies of composites are laid open, so that a gradient shares what it
-            would compute again. A checkpoint stays closed: to compute again is its purpose.
+            would compute again. A checkpoint shares nothing: to compute again is its purpose.
+        rules: how to rewrite operations, by primitive.
+        copy_outputs: whether each output is to be a copy (`detach`) of its own.
     """
-    simplifier = _Simplifier(inline)
+    simplifier = _Simplifier(inline, rules)
     with simplifier.trace.active(), set_grad_enabled(False):
         inputs = [simplifier.trace.placeholder(x.shape, x.dtype) for x in graph.inputs]
         outputs = simplifier.copy(graph, inputs)
+        if copy_outputs:
+            outputs = [apply(elementwise.detach, x) for x in outputs]
     return Graph.reaching(inputs, outputs, simplifier.trace.tensors)
 
 
 class _Simplifier:
-    def __init__(self, inline: bool) -> None:
+    def __init__(self, inline: bool, rules: Mapping[str, Rule]) -> None:
         self.trace = Trace()
         self._inline = inline
+        self._rules = rules
         self._known: dict[Any, Sequence[Tensor]] = {}
 
     def copy(self, graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -52,12 +68,20 @@ class _Simplifier:
         primitive, params = operation.primitive, operation.params
         if primitive is elementwise.detach:
             return arguments
-        if primitive is control.composite and self._inline and not params["recompute"]:
-            return self.copy(params["body"], arguments)
+        if primitive is control.composite and self._inline:
+            outside = self._known
+            if params["recompute"]:
+                self._known = {}
+            results = self.copy(params["body"], arguments)
+            self._known = outside
+            return results
         key = (primitive, _frozen(params), tuple(id(x) for x in arguments))
         if key not in self._known:
             with scope(operation.scope):
-                result = apply(primitive, *arguments, **params)
+                rule = self._rules.get(primitive.name)
+                result = (
+                    rule(operation, arguments) if rule else apply(primitive, *arguments, **params)
+                )
             self._known[key] = (result,) if isinstance(result, Tensor) else result
         return self._known[key]
 

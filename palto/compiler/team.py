@@ -30,7 +30,8 @@ from palto.compiler.llvm import machine
 MAX_THREADS = 1024
 
 _NO_FAILURE = (1 << 63) - 1  # as a code: no failure has been recorded
-_PATIENCE = 80e-6  # seconds for which a thread waits without giving way or parking
+_PATIENCE = 5e-6  # seconds for which a thread waits before it gives way to others at every turn
+_YIELDS = 200  # how often it does so, about 70 us if nobody wants to run, before it parks
 _LISTEN_INTERVAL = 0.08  # seconds between two looks for signals
 
 # Offsets of the memory that threads share. What different threads write lies on different lines.
@@ -41,7 +42,7 @@ _DUE, _CALLERS_MODE = 3 * _LINE, 3 * _LINE + 8  # thread 0's own: when to listen
 _SPINS, _CORES, _INTERVAL, _LISTENER = (4 * _LINE + 8 * i for i in range(4))  # constants
 _MAILBOXES = 4 * _LINE  # the worker's number times _LINE is added
 _PROGRAM, _TABLE, _THREADS, _WAKE = (8 * (i + 1) for i in range(4))  # after a mailbox's state
-_IDLE, _PARKED, _JOB = 0, 1, 2
+_PARKED, _IDLE, _JOB = 0, 1, 2  # a mailbox that nobody has used yet is that of a parked worker
 
 _is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 _is_arm = platform.machine().lower() in ("arm64", "aarch64")
@@ -100,7 +101,7 @@ define internal i64 @palto_clock() {{
   %now = call i64 @llvm.readcyclecounter()
   ret i64 %now
 }}
-; How many turns a thread waits before it gives way: few where threads share cores.
+; For how many turns a thread waits before it gives way: few where threads share cores.
 define internal i64 @palto_patience(ptr %sync, i64 %threads) {{
   %spins_at = getelementptr i8, ptr %sync, i64 {_SPINS}
   %spins = load i64, ptr %spins_at, align 8
@@ -111,7 +112,8 @@ define internal i64 @palto_patience(ptr %sync, i64 %threads) {{
   ret i64 %patience
 }}
 ; One turn of waiting.
-define internal void @palto_wait(i64 %turn, i64 %patience) {{
+define internal void @palto_wait(ptr %sync, i64 %turn, i64 %threads) {{
+  %patience = call i64 @palto_patience(ptr %sync, i64 %threads)
   %brief = icmp slt i64 %turn, %patience
   br i1 %brief, label %pause, label %yield
 pause:
@@ -133,7 +135,7 @@ try:
   %free = icmp eq i64 %held, 0
   br i1 %free, label %compare, label %again
 again:
-  call void @palto_wait(i64 %turn, i64 100)
+  call void @palto_wait(ptr %sync, i64 %turn, i64 1)
   %next = add i64 %turn, 1
   br label %try
 compare:
@@ -211,25 +213,14 @@ publish: ; number and answer in one word, which does not change before all have 
   store atomic i64 %published, ptr %state_at release, align 8
   ret i1 %failed
 wait:
-  %patience = call i64 @palto_patience(ptr %sync, i64 %threads)
-  br label %look
-look:
-  %turn = phi i64 [ 0, %wait ], [ %next, %again ]
+  %turn = phi i64 [ 0, %arrive ], [ %next, %again ]
   %state = load atomic i64, ptr %state_at acquire, align 8
   %waiting = icmp eq i64 %state, %before
-  br i1 %waiting, label %turn_around, label %open
-turn_around:
-  call void @palto_wait(i64 %turn, i64 %patience)
-  %next = add i64 %turn, 1
-  %phase = and i64 %next, 63
-  %sixty_fourth = icmp eq i64 %phase, 0
-  %listens = and i1 %sixty_fourth, %first
-  br i1 %listens, label %listen_too, label %again
-listen_too:
-  call void @palto_listen(ptr %sync)
-  br label %again
+  br i1 %waiting, label %again, label %open
 again:
-  br label %look
+  call void @palto_wait(ptr %sync, i64 %turn, i64 %threads)
+  %next = add i64 %turn, 1
+  br label %wait
 open:
   %low = and i64 %state, 1
   %answer_of_all = icmp ne i64 %low, 0
@@ -282,7 +273,6 @@ take_part:
   store i32 %mode, ptr %mode_at, align 4
   call void %program(ptr %table, ptr %sync, i64 0, i64 %threads)
   call void @palto_leave(i32 %mode)
-  %patience = call i64 @palto_patience(ptr %sync, i64 %threads)
   br label %join
 join:
   %joined = phi i64 [ 1, %take_part ], [ %next_joined, %finished ]
@@ -298,7 +288,7 @@ look:
   %busy = icmp eq i64 %state, {_JOB}
   br i1 %busy, label %again, label %finished
 again:
-  call void @palto_wait(i64 %turn, i64 %patience)
+  call void @palto_wait(ptr %sync, i64 %turn, i64 %threads)
   %next_turn = add i64 %turn, 1
   br label %look
 finished:
@@ -334,11 +324,11 @@ job:
   br label %look
 idle:
   %patience = call i64 @palto_patience(ptr %sync, i64 %threads)
-  %longest = call i64 @llvm.smax.i64(i64 %patience, i64 100)
+  %longest = add i64 %patience, {_YIELDS}
   %waited = icmp sgt i64 %turn, %longest
   br i1 %waited, label %park, label %wait
 wait:
-  call void @palto_wait(i64 %turn, i64 %patience)
+  call void @palto_wait(ptr %sync, i64 %turn, i64 %threads)
   %next_turn = add i64 %turn, 1
   br label %look
 park:
@@ -349,13 +339,12 @@ end:
   call void @palto_leave(i32 %mode)
   ret void
 }}
-declare i64 @llvm.smax.i64(i64, i64)
-define void @spin(i64 %turns) {{
+define void @spin(ptr %sync, i64 %turns) {{
 entry:
   br label %again
 again:
   %turn = phi i64 [ 0, %entry ], [ %next, %again ]
-  call void @palto_wait(i64 %turn, i64 %turns)
+  call void @palto_wait(ptr %sync, i64 -1, i64 1)
   %next = add i64 %turn, 1
   %more = icmp slt i64 %next, %turns
   br i1 %more, label %again, label %end
@@ -371,7 +360,6 @@ define i64 @clock() {{
 # Integers pass fastest as if they were pointers.
 _RUN = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-_SPIN = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 _CLOCK = ctypes.CFUNCTYPE(ctypes.c_int64)
 _LISTEN = ctypes.CFUNCTYPE(ctypes.c_int32)
 _WAKE_UP = ctypes.CFUNCTYPE(None)
@@ -413,7 +401,7 @@ def run(address: int, table: int, threads: int) -> Failure | None:
             "let the handler set a flag and act on it after the call"
         )
     with _lock:
-        team = _team if _team is not None and _team.size >= threads else _grow(threads)
+        team = _team if _team is not None and 1 <= threads <= _team.size else _grow(threads)
         code: int = team.run(team.sync, address, table, threads, is_main)
         if code == _NO_FAILURE:
             return None
@@ -484,12 +472,13 @@ class _Native:
         self.run = _RUN(self._code.address("run"))
         self.work = _WORK(self._code.address("work"))
         self.clock = _CLOCK(self._code.address("clock"))
-        spin = _SPIN(self._code.address("spin"))
+        spin = _WORK(self._code.address("spin"))
+        nothing = ctypes.create_string_buffer(_MAILBOXES + _LINE)
         turns, measured = 5000, []
         self.begin = time.perf_counter(), self.clock()
         for _ in range(3):  # the fastest, as others may have taken the CPU meanwhile
             start = time.perf_counter(), self.clock()
-            spin(turns)
+            spin(ctypes.addressof(nothing), turns)
             measured.append((time.perf_counter() - start[0], self.clock() - start[1]))
         seconds, cycles = min(measured)
         self.spins = max(100, int(_PATIENCE / seconds * turns))
@@ -505,7 +494,7 @@ class _Team:
     """Threads of this process that wait for programs, and the memory that they share."""
 
     def __init__(self) -> None:
-        native = _native()
+        self._native = native = _native()
         self.run = native.run
         self.size = 1
         self.caught: list[BaseException] = []
@@ -521,22 +510,22 @@ class _Team:
             self._set(place, value)
 
     def grow(self, threads: int) -> None:
-        """Start the threads that are missing. Interrupted in between, it can be called again."""
-        while self.size < threads:
+        """Start the threads that are missing.
+
+        A signal handler may come between any two lines, and call this too or raise: a second thread
+        for a mailbox does no harm, as only one at a time is woken.
+        """
+        while (number := self.size) < threads:
             lock = threading.Lock()
             lock.acquire()
+            arguments = (self._native, self.sync, number, lock)
+            threading.Thread(
+                target=_work, args=arguments, name=f"palto-{number}", daemon=True
+            ).start()
             # The lock's own method: in a function of Python's, a signal handler could raise.
             self._callbacks.append(_WAKE_UP(lock.release))
-            mailbox = _MAILBOXES + self.size * _LINE
-            self._set(mailbox + _WAKE, _pointer(self._callbacks[-1]))
-            self._set(mailbox, _PARKED)
-            threading.Thread(
-                target=_work,
-                args=(self.sync, self.size, lock),
-                name=f"palto-{self.size}",
-                daemon=True,
-            ).start()
-            self.size += 1
+            self._set(_MAILBOXES + number * _LINE + _WAKE, _pointer(self._callbacks[-1]))
+            self.size = max(self.size, number + 1)
 
     def _set(self, place: int, value: int) -> None:
         ctypes.c_int64.from_address(self.sync + place).value = value
@@ -546,12 +535,11 @@ def _pointer(callback: object) -> int:
     return ctypes.cast(callback, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
-def _work(sync: int, thread: int, lock: threading.Lock) -> None:
+def _work(native: _Native, sync: int, thread: int, lock: threading.Lock) -> None:
     """What a worker does all its life."""
-    work = _native().work
     while True:
         lock.acquire()
-        work(sync, thread)
+        native.work(sync, thread)
 
 
 def _listen(caught: list[BaseException]) -> Generator[int, None, None]:
@@ -601,7 +589,7 @@ def _container_quota(root: Path) -> float | None:
     """
     quotas = []
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
+        controllers, group = [*line.split(":", 2), "", ""][1:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / (controllers and "cpu")
@@ -628,12 +616,12 @@ def _text(path: Path) -> str:
 def _forget() -> None:
     """Begin anew: in a child process there is none of the parent's threads but one."""
     global _team, _lock, _main_thread
-    _team, _lock, _main_thread = None, threading.Lock(), get_ident()
+    _team, _lock, _main_thread = None, threading.RLock(), get_ident()
 
 
 _chosen: int | None = None
 _team: _Team | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler that runs a program may interrupt `run` itself
 _main_thread = threading.main_thread().ident
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)

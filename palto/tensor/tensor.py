@@ -625,7 +625,8 @@ class Cell(Tensor):
 
     def _bind(self, array: Array, requires_grad: bool) -> None:
         # A new leaf, never a write into the old buffer: earlier reads keep their value.
-        array = np.ascontiguousarray(array).reshape(self.shape)
+        if array.shape != self.shape or not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array).reshape(self.shape)
         leaf = Tensor(self.shape, self.dtype, array, requires_grad=requires_grad)
         leaf.cell = self
         self._leaf = leaf

@@ -57,6 +57,7 @@ class _Frame:
     lines: list[str]
     label: str
     known: dict[Any, Value] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)
 
 
 class Loop:
@@ -105,6 +106,29 @@ class Function:
         self._count = 0
         #: Declarations that the module needs, each once.
         self.declarations: set[str] = set()
+
+    @property
+    def signature(self) -> list[tuple[str, str]]:
+        """LLVM type and name of each parameter, in order."""
+        return list(self._parameters)
+
+    def parameter(self, kind: str, name: str) -> Value:
+        """A parameter of that name, added if it is not there yet."""
+        if name not in self.parameters:
+            self._parameters.append((kind, name))
+            self.parameters[name] = Value(f"%{name}", kind)
+        return self.parameters[name]
+
+    def recall(self, key: Any) -> Any:
+        """What `remember` was given in a block that is still open; None if nothing."""
+        for frame in reversed(self._frames):
+            if key in frame.memory:
+                return frame.memory[key]
+        return None
+
+    def remember(self, key: Any, value: Any) -> None:
+        """Keep something until the block being written ends."""
+        self._frames[-1].memory[key] = value
 
     # Names, constants
 
@@ -339,6 +363,21 @@ class Function:
             result = self.insert(blank if result is None else result, part, lane)
         assert result is not None
         return result
+
+    def masked_load(self, pointer: Value, index: Value, kind: str, mask: Value) -> Value:
+        """Neighbouring elements, from `index` on, of which only those under the mask are read."""
+        memory = "i8" if kind == "i1" else kind
+        address = self.offset(pointer, index, kind)
+        wide, bits = vector(memory, mask.lanes), f"<{mask.lanes} x i1>"
+        blank = self.constant(0, memory, mask.lanes)
+        name = f"llvm.masked.load.{_intrinsic_code(blank)}.p0"
+        self.declarations.add(f"declare {wide} @{name}(ptr, i32, {bits}, {wide})")
+        result = self.name(memory, mask.lanes)
+        self.line(
+            f"{result.text} = call {wide} @{name}(ptr {address.text}, i32 {size_of(memory)}, "
+            f"{bits} {mask.text}, {wide} {blank.text})"
+        )
+        return self.to_bool(result) if kind == "i1" else result
 
     def store(self, pointer: Value, index: Value, value: Value) -> None:
         """Write neighbouring elements, from `index` on."""

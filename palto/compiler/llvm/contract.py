@@ -34,6 +34,7 @@ SUMMED_WHOLE = 1024
 #: Pieces of work that are worth having, and the least multiplications and additions in one.
 UNITS = 64
 PACK_ROWS = 48
+PACK_A = 0
 UNIT_FLOPS = 1 << 20
 
 
@@ -153,7 +154,8 @@ class Plan:
         panel_blocks: into how many blocks of panels they divide the columns.
         cut: the summed axis that is cut; blocks hold one index of each axis before it.
         cuts: into how many parts it is cut.
-        packs: whether a unit first copies a panel's block of b together.
+        packs_a: whether a unit first copies its block of a together, tile after tile.
+        packs_b: whether it copies the block of b of each panel together.
     """
 
     contraction: Contraction
@@ -166,7 +168,8 @@ class Plan:
     panel_blocks: int = 1
     cut: int = 0
     cuts: int = 1
-    packs: bool = False
+    packs_a: bool = False
+    packs_b: bool = False
 
     @property
     def tile_count(self) -> int:
@@ -212,18 +215,32 @@ class Plan:
         return math.prod(self.unit_shape) * self.tile_sums if self.blocks > 1 else 0
 
     @property
-    def packed(self) -> int:
-        """Elements of the copied part of b that a unit keeps."""
-        if not self.packs:
-            return 0
+    def block_length(self) -> int:
+        """The most summed elements of a block."""
         x = self.contraction.summed[self.cut :]
-        length = -(-x[0].length // self.cuts) * math.prod(y.length for y in x[1:]) if x else 1
-        return length * max(y.size for y in self.panels)
+        return -(-x[0].length // self.cuts) * math.prod(y.length for y in x[1:]) if x else 1
+
+    @property
+    def copied_a(self) -> int:
+        """Elements of the copy of a that a unit keeps."""
+        height = max((x.size for x in self.tiles), default=0)
+        return math.prod(self.unit_shape[1:]) * height * self.block_length if self.packs_a else 0
+
+    @property
+    def copied_b(self) -> int:
+        """Elements of the copy of b that a unit keeps."""
+        width = max((x.size for x in self.panels), default=0)
+        return width * self.block_length if self.packs_b else 0
+
+    @property
+    def share(self) -> int:
+        """Elements of the buffer that a unit needs."""
+        return self.kept + self.copied_a + self.copied_b
 
     @property
     def partial(self) -> int:
         """Elements of the buffer for unfinished sums; a call touches one unit's share."""
-        return self.units * (self.kept + self.packed)
+        return self.units * self.share
 
     @property
     def flops(self) -> int:
@@ -245,8 +262,10 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     tiles = _spans([1] * length, height)
     panels = _spans(pieces, vectors)
     cut, cuts = _cut(x)
-    packs = length * lines >= PACK_ROWS
-    return _units(Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts, packs=packs))
+    packs_a = bool(PACK_A) and len(pieces) >= 8
+    packs_b = length * lines >= PACK_ROWS
+    whole = Plan(x, machine, tiles, panels, lines, 1, 1, 1, cut, cuts, packs_a, packs_b)
+    return _units(whole)
 
 
 def _merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -398,14 +417,15 @@ def emit(
     if plan.units:
         with f.loop(first, last) as loop:
             # One call needs one unit's share, which no other call touches: that of its first.
-            region = f.binary("mul", first, f.constant(plan.kept + plan.packed, "i64"))
+            region = f.binary("mul", first, f.constant(plan.share, "i64"))
             _Emitter(f, plan, load_a, load_b, partial, region, finish).unit(loop.counter)
 
 
 Bounds = tuple[Value | int, Value | int]
-Offsets = tuple[Value, Value]
+#: Where a walk over a block begins, and how far it steps along each summed axis.
+Stream = tuple[Value, Sequence[int]]
 Grid = list[list[Value]]
-Body = Callable[[Offsets, list[Value]], list[Value]]
+Body = Callable[[list[Value], list[Value]], list[Value]]
 
 
 @dataclass(slots=True)
@@ -430,30 +450,40 @@ class _Emitter:
         lines = self.part(line_block, p.lines, p.line_blocks)
         tiles = self.part(tile_block, p.tile_count, p.tile_blocks)
         panels = self.part(panel_block, p.panel_count, p.panel_blocks)
+        firsts = (panels[0], lines[0], tiles[0])
         base = self.offsets(x.batch, batch)
         with self.loop(0, p.blocks) as block:
-            cut_axes = x.summed[: p.cut]
+            cut_axes, axes = x.summed[: p.cut], x.summed[p.cut :]
             *outer, cut = self.indices(block, [*(axis.length for axis in cut_axes), p.cuts])
-            walked = self.part(cut, x.summed[p.cut].length if x.summed else 1, p.cuts)
-            block_base = self.offsets(cut_axes, outer, base)
+            walked = self.part(cut, axes[0].length if axes else 1, p.cuts)
+            block_a, block_b = self.offsets(cut_axes, outer, base)
+            strides_a, strides_b = [axis.a for axis in axes], [axis.b for axis in axes]
+
+            def a_of(line: Value, tile: Span, number: Value, row: Value) -> tuple[Stream, Stream]:
+                """A tile's rows of a, where they are and where they are copied to."""
+                start, _ = self.offsets(x.rows, self.row_indices(line, row), (block_a, block_b))
+                slot = self.number((line, number), firsts[1:], p.unit_shape[1:])
+                place = self.times(slot, p.copied_a // math.prod(p.unit_shape[1:]))
+                return (start, strides_a), self.copied(tile.size, self.add(place, p.kept), walked)
+
+            if p.packs_a:
+                for line, tile, number, row in self.each_tile(lines, tiles):
+                    self.copy_a(tile, *a_of(line, tile, number, row), walked)
             for panel in p.panels:
                 with self.tile_loop(panel, panels) as (panel_number, column):
-                    here = (block_base[0], self.add(block_base[1], column))
-                    axes = x.summed[p.cut :]
-                    if p.packs:
-                        axes, here = self.pack(panel, here, axes, walked)
-                    with self.loop(*lines) as line:
-                        outer_rows = self.indices(line, [y.length for y in x.rows[:-1]])
-                        for tile in p.tiles:
-                            with self.tile_loop(tile, tiles) as (tile_number, row):
-                                rows = [*outer_rows, row][: len(x.rows)]
-                                start = self.offsets(x.rows, rows, here)
-                                sums = self.sums(start, axes, tile.size, panel.pieces, walked)
-                                numbers = (panel_number, line, tile_number)
-                                slot = self.slot(numbers, (panels, lines, tiles))
-                                sums = self.unfinished(block, slot, sums)
-                                with self.in_last(block):
-                                    self.hand_over(batch, rows, column, panel, sums)
+                    b = self.add(block_b, column), strides_b
+                    if p.packs_b:
+                        place = self.constant(p.kept + p.copied_a)
+                        copied = self.copied(panel.size, place, walked)
+                        self.copy_b(panel, b, copied, walked)
+                        b = copied
+                    for line, tile, number, row in self.each_tile(lines, tiles):
+                        a = a_of(line, tile, number, row)[p.packs_a]
+                        sums = self.sums(tile, panel, a, b, walked)
+                        slot = self.number((panel_number, line, number), firsts, p.unit_shape)
+                        sums = self.unfinished(block, slot, sums)
+                        with self.in_last(block):
+                            self.hand_over(batch, self.row_indices(line, row), column, panel, sums)
 
     @property
     def buffer(self) -> Value:
@@ -532,119 +562,142 @@ class _Emitter:
             shift = span.start - span.first * span.size
             yield loop.counter, self.add(self.times(loop.counter, span.size), shift)
 
-    # Sums
+    def each_tile(self, lines: Bounds, tiles: Bounds) -> Iterator[tuple[Value, Span, Value, Value]]:
+        """Loops over the tiles of some lines: line, span, tile's number, its first row."""
+        with self.loop(*lines) as line:
+            for tile in self.plan.tiles:
+                with self.tile_loop(tile, tiles) as (number, row):
+                    yield line, tile, number, row
 
-    def pack(
-        self, panel: Span, base: Offsets, axes: Sequence[Axis], walked: Bounds
-    ) -> tuple[tuple[Axis, ...], Offsets]:
-        """Copy a panel's block of b; gives the axes of the copy and where it is."""
-        packed: list[Axis] = []
-        width = panel.size
-        for axis in reversed(axes):
-            packed.insert(0, replace(axis, b=width))
+    def row_indices(self, line: Value, row: Value) -> list[Value]:
+        """The index along each row axis."""
+        axes = self.plan.contraction.rows
+        return [*self.indices(line, [x.length for x in axes[:-1]]), row][: len(axes)]
+
+    def number(
+        self, indices: Sequence[Value], starts: Sequence[Value | int], lengths: Sequence[int]
+    ) -> Value:
+        """The number, counted from some first indices on, of an element of a grid."""
+        result = self.constant(0)
+        for index, start, length in zip(indices, starts, lengths, strict=True):
+            inside = self.f.binary("sub", index, self.constant(start))
+            result = self.add(self.times(result, length), inside)
+        return result
+
+    # Copies and sums
+
+    def copied(self, width: int, place: Value, walked: Bounds) -> Stream:
+        """A copy of a block that has so many neighbours for each index of the summed axes."""
+        strides: list[int] = []
+        for axis in reversed(self.plan.contraction.summed[self.plan.cut :]):
+            strides.insert(0, width)
             width *= axis.length
-        target = self.add(self.region, self.plan.kept)
-        if packed:
-            target = self.add(target, self.times(self.constant(walked[0]), -packed[0].b))
-        # The same walk, from b on one side to the copy on the other.
-        both = [Axis(x.length, x.b, y.b) for x, y in zip(axes, packed, strict=True)]
+        place = self.add(self.region, place)
+        if strides:
+            place = self.add(place, self.times(self.constant(walked[0]), -strides[0]))
+        return place, strides
 
-        def copy(base: Offsets, sums: list[Value]) -> list[Value]:
-            for i, lanes in enumerate(panel.pieces):
-                shift = sum(panel.pieces[:i])
-                value = self.load_b(self.add(base[0], shift), lanes)
-                self.f.store(self.buffer, self.add(base[1], shift), value)
+    def copy_a(self, tile: Span, source: Stream, target: Stream, walked: Bounds) -> None:
+        """Copy a tile's rows of a, neighbours for each index of the summed axes."""
+        step = self.plan.contraction.rows[-1].a if self.plan.contraction.rows else 0
+
+        def body(places: list[Value], sums: list[Value]) -> list[Value]:
+            values = [self.load_a(self.add(places[0], i * step)) for i in range(tile.size)]
+            for i, value in enumerate(values):
+                self.f.store(self.buffer, self.add(places[1], i), value)
             return sums
 
-        if all(axis.length for axis in axes):
-            self.walk(both, (base[1], target), [], copy, walked)
-        return tuple(packed), (base[0], target)
+        self.walk([source, target], [], body, walked)
 
-    def sums(
-        self,
-        base: Offsets,
-        axes: Sequence[Axis],
-        height: int,
-        lanes: Sequence[int],
-        walked: Bounds,
-    ) -> Grid:
+    def copy_b(self, panel: Span, source: Stream, target: Stream, walked: Bounds) -> None:
+        """Copy a panel of b, neighbours for each index of the summed axes."""
+
+        def body(places: list[Value], sums: list[Value]) -> list[Value]:
+            for i, lanes in enumerate(panel.pieces):
+                shift = sum(panel.pieces[:i])
+                value = self.load_b(self.add(places[0], shift), lanes)
+                self.f.store(self.buffer, self.add(places[1], shift), value)
+            return sums
+
+        self.walk([source, target], [], body, walked)
+
+    def sums(self, tile: Span, panel: Span, a: Stream, b: Stream, walked: Bounds) -> Grid:
         """The sums of a tile over a block, vectors of columns for each row."""
-        x = self.plan.contraction
-        zeros = [self.f.constant(0, x.kind, n) for _ in range(height) for n in lanes]
-        if any(axis.length == 0 for axis in axes):
-            flat = zeros
-        else:
-            multiply = functools.partial(self.multiply, lanes)
-            flat = self.walk(axes, base, zeros, multiply, walked)
-        return [flat[i * len(lanes) : (i + 1) * len(lanes)] for i in range(height)]
+        f, p, lanes = self.f, self.plan, panel.pieces
+        kind = p.contraction.kind
+        step = p.contraction.rows[-1].a if p.contraction.rows else 0
+
+        def body(places: list[Value], sums: list[Value]) -> list[Value]:
+            """The microkernel: each row's element times the vectors of b, added to the sums."""
+            at_b = [self.add(places[1], sum(lanes[:i])) for i in range(len(lanes))]
+            at_a = [self.add(places[0], i * (1 if p.packs_a else step)) for i in range(tile.size)]
+            if p.packs_b:
+                vectors = [
+                    f.load(self.buffer, place, kind, n, changes=True)
+                    for place, n in zip(at_b, lanes, strict=True)
+                ]
+            else:
+                vectors = [self.load_b(place, n) for place, n in zip(at_b, lanes, strict=True)]
+            result: list[Value] = []
+            for place in at_a:
+                if p.packs_a:
+                    element = f.load(self.buffer, place, kind, changes=True)
+                else:
+                    element = self.load_a(place)
+                for vector in vectors:
+                    total = sums[len(result)]
+                    if p.machine.fused:
+                        result.append(f.fma(element, vector, total))
+                    else:
+                        result.append(f.binary("fadd", f.binary("fmul", element, vector), total))
+            return result
+
+        zeros = [f.constant(0, kind, n) for _ in range(tile.size) for n in lanes]
+        flat = self.walk([a, b], zeros, body, walked)
+        return [flat[i : i + len(lanes)] for i in range(0, len(flat), len(lanes))]
 
     def walk(
-        self,
-        axes: Sequence[Axis],
-        base: Offsets,
-        sums: list[Value],
-        body: Body,
-        bounds: Bounds | None = None,
+        self, streams: list[Stream], sums: list[Value], body: Body, bounds: Bounds, depth: int = 0
     ) -> list[Value]:
-        """Loops over summed axes that carry the offsets and the sums."""
-        if not axes:
-            return body(base, sums)
-        axis = axes[0]
-        start, stop = bounds or (0, axis.length)
-        base = self.offsets([axis], [self.constant(start)], base)
+        """Loops over a block's summed axes that carry places and sums."""
+        axes = self.plan.contraction.summed[self.plan.cut :]
+        if any(axis.length == 0 for axis in axes):
+            return sums
+        places = [place for place, _ in streams]
+        if depth == len(axes):
+            return body(places, sums)
+        start, stop = bounds if depth == 0 else (0, axes[depth].length)
+        steps = [strides[depth] for _, strides in streams]
+        places = [
+            self.add(place, self.times(self.constant(start), step))
+            for place, step in zip(places, steps, strict=True)
+        ]
         with self.f.loop(start, stop, nonempty=True) as loop:
-            a, b = loop.carry(base[0]), loop.carry(base[1])
+            moving = [loop.carry(place) for place in places]
             carried = [loop.carry(x) for x in sums]
-            after = self.walk(axes[1:], (a, b), carried, body)
-            loop.update(a, self.add(a, axis.a))
-            loop.update(b, self.add(b, axis.b))
+            inner = [(place, strides) for place, (_, strides) in zip(moving, streams, strict=True)]
+            after = self.walk(inner, carried, body, bounds, depth + 1)
+            for place, step in zip(moving, steps, strict=True):
+                loop.update(place, self.add(place, step))
             for phi, value in zip(carried, after, strict=True):
                 loop.update(phi, value)
         return [loop.result(phi) for phi in carried]
 
-    def multiply(self, lanes: Sequence[int], base: Offsets, sums: list[Value]) -> list[Value]:
-        """The microkernel: each row's element times the vectors of b, added to the sums."""
-        f, x = self.f, self.plan.contraction
-        stride = x.rows[-1].a if x.rows else 0
-        vectors = []
-        for i, n in enumerate(lanes):
-            place = self.add(base[1], sum(lanes[:i]))
-            if self.plan.packs:
-                vectors.append(f.load(self.buffer, place, x.kind, n, changes=True))
-            else:
-                vectors.append(self.load_b(place, n))
-        result = []
-        for i, total in enumerate(sums):
-            row, vector = i // len(lanes), vectors[i % len(lanes)]
-            element = self.load_a(self.add(base[0], row * stride))
-            if self.plan.machine.fused:
-                result.append(f.fma(element, vector, total))
-            else:
-                result.append(f.binary("fadd", f.binary("fmul", element, vector), total))
-        return result
-
     # What becomes of the sums
-
-    def slot(self, numbers: Sequence[Value], bounds: Sequence[Bounds]) -> Value:
-        """Where a tile's unfinished sums are."""
-        place = self.constant(0)
-        for number, (start, _), most in zip(numbers, bounds, self.plan.unit_shape, strict=True):
-            inside = self.f.binary("sub", number, self.constant(start))
-            place = self.add(self.times(place, most), inside)
-        return self.add(self.region, self.times(place, self.plan.tile_sums))
 
     def unfinished(self, block: Value, slot: Value, sums: Grid) -> Grid:
         """Add what earlier blocks have summed, and keep it for later ones."""
         f, x = self.f, self.plan.contraction
         if self.plan.blocks == 1:
             return sums
+        base = self.add(self.region, self.times(slot, self.plan.tile_sums))
         begins = f.compare("eq", block, self.constant(0))
         place = 0
         result: Grid = []
         for row in sums:
             result.append([])
             for value in row:
-                address = self.add(slot, place)
+                address = self.add(base, place)
                 before = f.load(self.buffer, address, x.kind, value.lanes, changes=True)
                 zero = f.constant(0, x.kind, value.lanes)
                 value = f.binary("fadd", value, f.select(begins, zero, before))

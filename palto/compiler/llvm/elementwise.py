@@ -108,18 +108,26 @@ def cast(f: Function, x: Element, source: DType, target: DType) -> Element:
     if source.kind == "f":
         if target.kind == "f":
             return f.convert("fpext" if to_size > from_size else "fptrunc", x, kind)
-        return _truncate(Lanes(f, x), kind, is_wide=target in (dtypes.int64, dtypes.uint32)).value
+        cut = _truncate_unsigned if target == dtypes.uint32 else _truncate
+        return cut(Lanes(f, x), "i64" if kind == "i64" else "i32").to("trunc", kind).value
     if target.kind == "f":
         return f.convert("sitofp" if source.kind == "i" else "uitofp", x, kind)
     extension = "sext" if source.kind == "i" else "zext"
     return f.convert("trunc" if size_of(kind) < size_of(x.type) else extension, x, kind)
 
 
-def _truncate(x: Lanes, kind: str, *, is_wide: bool) -> Lanes:
-    """A float cut to 32 bits, or 64; what does not fit becomes the lowest integer, as on x86."""
-    integer, limit = ("i64", 2.0**63) if is_wide else ("i32", 2.0**31)
+def _truncate(x: Lanes, kind: str) -> Lanes:
+    """A float cut to an integer; what does not fit becomes the lowest one, as on x86."""
+    limit = 2.0 ** (8 * size_of(kind) - 1)
     fits = x.is_("oge", -limit) & x.is_("olt", limit)
-    return x.to("fptosi", integer).where(fits, -int(limit)).to("trunc", kind)
+    return x.to("fptosi", kind).where(fits, -int(limit))
+
+
+def _truncate_unsigned(x: Lanes, kind: str) -> Lanes:
+    """Likewise, with the range from 2^31 on moved down and back again."""
+    is_upper = x.is_("oge", 2.0**31)
+    low = _truncate((x - 2.0**31).where(is_upper, x), kind)
+    return (low ^ -(1 << 31)).where(is_upper, low)
 
 
 def _widen(f: Function, x: Value) -> Value:

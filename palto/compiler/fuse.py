@@ -1,0 +1,422 @@
+"""Fuse: which tensors get memory, and which are computed together.
+
+A tensor that has memory is a *root*; every other is computed where it is read. Roots come in the
+graph's order, each into the first nest that can take it: a nest over the same places, after
+everything that it reads, where it reads what the nest itself computes at the very place being
+computed. So an optimiser's update is one loop, a softmax is one nest of three passes over a row
+that stays in the cache, and a bias and an activation are added to a product while it is in
+registers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from palto.compiler import index as ix
+from palto.compiler import nests, views
+from palto.compiler.index import Index, Variable
+from palto.compiler.llvm import elementwise
+from palto.compiler.nests import Check, Group, Member, Nest, Product, Reads, Single
+from palto.compiler.prepare import read_through
+from palto.compiler.views import Read
+from palto.tensor import dtypes
+from palto.tensor.graph import Graph, Operation
+from palto.tensor.tensor import Shape, Tensor
+
+#: The most operations that are computed where they are read.
+_LARGEST_EXPRESSION = 48
+#: The most tensors that one nest computes, and reads besides.
+_MOST_MEMBERS, _MOST_READS = 16, 40
+_INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
+_LIBRARY = ("sort", "fft")
+_REDUCTIONS = ("sum", "max", "min", "argmax", "window_max", "window_sum", "window_put")
+
+
+class Fuser:
+    """Turns a prepared graph into nests in the order in which they run.
+
+    Args:
+        graph: its outputs are copies (`detach`) or computed by operations of their own.
+        checks: how many nests of checks there must be before the first cell is written.
+        early: the tensors that decide whether cells may be written.
+        late: the outputs that may be written straight into cells.
+    """
+
+    def __init__(
+        self, graph: Graph, checks: Sequence[Check], early: Sequence[Tensor], late: set[int]
+    ) -> None:
+        self.graph = graph
+        self.nests: list[Nest] = []
+        #: Where each root is computed, by identity.
+        self.home: dict[int, Nest] = {}
+        self.products: dict[int, Product] = {}
+        self._late = late
+        self._inputs = {id(x) for x in graph.inputs}
+        self._roots: set[int] = {id(x) for x in graph.outputs} - self._inputs
+        self._roots |= {id(check.tensor) for check in checks} - self._inputs
+        self._choose_roots()
+        closure = self._closure([*early, *(check.tensor for check in checks)])
+        for operation in graph.operations:
+            if operation.sequence in closure:
+                self._place(operation, early=True)
+        for check in checks:
+            self._append(check, early=True)
+            self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
+        for operation in graph.operations:
+            if operation.sequence not in closure:
+                self._place(operation, early=False)
+
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Whether a tensor has memory of its own, or lies in a register of the nest around."""
+        return id(tensor) in self._roots or id(tensor) in self._inputs or tensor._value is not None
+
+    def append_copy(self, copy: Tensor) -> None:
+        """Compute a tensor, a copy of a root, after everything else."""
+        self._roots.add(id(copy))
+        shape, variables = self._range(copy.shape)
+        group = Group(shape, variables)
+        self._append(group, early=False)
+        if not self._try(group, copy, copy, None, None):
+            raise AssertionError("defect: a copy fits no nest")
+
+    # Roots
+
+    def _choose_roots(self) -> None:
+        uses: dict[int, int] = {}
+        weight: dict[int, int] = {}
+        views_of: dict[int, int] = {}
+        for operation in reversed(self.graph.operations):
+            name = operation.primitive.name
+            own = sum(uses.get(id(x), 0) for x in operation.outputs)
+            for x in {id(x): x for x in operation.inputs}.values():
+                # A view that is used twice makes what is behind it used twice.
+                uses[id(x)] = uses.get(id(x), 0) + (own if name in views.PLAIN else 1)
+                if name in views.PLAIN and not self.is_stored(operation.output()):
+                    views_of[id(x)] = max(views_of.get(id(x), 1), own)
+        for operation in self.graph.operations:
+            name, outputs = operation.primitive.name, operation.outputs
+            is_inline = name in elementwise.TABLE or name in _INLINE
+            if not is_inline or len(outputs) > 1:
+                self._roots |= {id(x) for x in outputs}
+            if name in ("matmul", "conv"):
+                self._product(operation)
+            for x in self._repeated(operation):
+                self._force(x)
+            (first, *_) = outputs
+            total = (name not in _INLINE) + sum(
+                0 if self.is_stored(x) else weight.get(id(x), 0) for x in operation.inputs
+            )
+            costly = name in elementwise.TABLE and uses.get(id(first), 0) > 1
+            if (costly and not self._is_constant(first)) or total > _LARGEST_EXPRESSION:
+                self._roots.add(id(first))
+            weight[id(first)] = total
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is computed from numbers that are known."""
+        operation = tensor.operation
+        if tensor._value is not None:
+            return tensor.size == 1
+        if operation is None or id(tensor) in self._roots:
+            return False
+        if operation.primitive.name not in (*elementwise.TABLE, "expand", "reshape", "iota"):
+            return False
+        return all(self._is_constant(x) for x in operation.inputs)
+
+    def _repeated(self, operation: Operation) -> Iterable[Tensor]:
+        """Inputs of which an element is read more than once, or by somebody else than a nest."""
+        name, inputs = operation.primitive.name, operation.inputs
+        if name in ("expand", "gather"):
+            return [x for x in inputs if x.size < operation.output().size]
+        if name == "dynamic_update_slice" or name in views.TABLE:
+            return inputs[1:]  # indices
+        if name in _LIBRARY or name in ("window_max", "window_sum", "window_put", "matmul", "conv"):
+            return inputs
+        if name in ("scan", "scatter_add", "random_bits"):
+            return inputs
+        return ()
+
+    def _force(self, tensor: Tensor) -> None:
+        """Give memory to what is computed behind plain views."""
+        read = read_through(tensor, self._whole(tensor), self.is_stored)
+        if read.tensor._value is None and id(read.tensor) not in self._inputs:
+            operation = read.tensor.operation
+            assert operation is not None
+            if operation.primitive.name != "iota" and not self._is_constant(read.tensor):
+                self._roots.add(id(read.tensor))
+
+    # Products
+
+    def _product(self, operation: Operation) -> None:
+        """Note a matrix product or convolution that the contraction's kernel can compute."""
+        x, w, out = *operation.inputs, operation.output()
+        if out.dtype not in dtypes.FLOATING or 0 in (*x.shape, *w.shape, *out.shape):
+            return
+        if operation.primitive.name == "matmul":
+            axes = nests.variables("m", (*out.shape, x.shape[-1]))
+            *batch, row, column, summed = axes
+            b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
+            parts = tuple(batch), (row,), column, (summed,)
+            reads, indices = ((*b, m, k), (*b, k, n)), (*b, m, n)
+        else:
+            groups, share = operation.params["groups"], nests.out_share(operation)
+            if w.shape[-2] * share == 1:
+                return  # each channel by itself: no reuse for a kernel to find
+            outer = nests.variables("m", out.shape[:-1])
+            over = nests.variables("k", w.shape[:-1])
+            group, column = Variable("g", groups), Variable("c", share)
+            o, k, g = [ix.of(v) for v in outer], [ix.of(v) for v in over], ix.of(group)
+            space = nests.under(
+                o[1:], k[:-1], operation.params["stride"], operation.params["kernel_dilation"]
+            )
+            channel = ix.total([(g, w.shape[-2]), (k[-1], 1)])
+            last = ix.total([(g, share), (ix.of(column), 1)])
+            parts = (group,), outer, column, over
+            reads, indices = ((o[0], *space, channel), (*k, last)), (*o, last)
+        a = self._affine(x, reads[0])
+        b_read = self._affine(w, reads[1])
+        if self._step(b_read, column) != 1:
+            (row,) = parts[1][-1:]
+            if operation.primitive.name == "matmul" and self._step(a, row) == 1:
+                a, b_read = b_read, a
+                parts = parts[0], (column,), row, parts[3]
+            else:
+                self._roots.add(id(w))
+                b_read = Read(w, reads[1])
+        self.products[id(out)] = Product(
+            operation, parts[0], parts[1], parts[2], parts[3], a, b_read, tuple(indices)
+        )
+
+    def _affine(self, tensor: Tensor, indices: Sequence[Index]) -> Read:
+        """What a product reads, as loops with fixed steps over a tensor that has memory."""
+        read = read_through(tensor, indices, self.is_stored)
+        place = ix.linear(read.indices, read.tensor.shape)
+        if any(v.kind != "loop" for v, _ in place.terms.values()):
+            read = Read(tensor, tuple(indices))
+        if read.tensor._value is None and id(read.tensor) not in self._inputs:
+            self._roots.add(id(read.tensor))
+        return read
+
+    @staticmethod
+    def _step(read: Read, variable: Variable) -> int:
+        if variable.length == 1:
+            return 1
+        place = ix.linear(read.indices, read.tensor.shape)
+        return place.terms[variable.key][1] if variable.key in place.terms else 0
+
+    # Order
+
+    def _closure(self, tensors: Sequence[Tensor]) -> set[int]:
+        """The operations that some tensors need."""
+        found: set[int] = set()
+        stack = list(tensors)
+        while stack:
+            tensor = stack.pop()
+            operation = tensor.operation if tensor._value is None else None
+            if operation is not None and operation.sequence not in found:
+                found.add(operation.sequence)
+                stack.extend(operation.inputs)
+        return found
+
+    def _append(self, nest: Nest, *, early: bool) -> None:
+        nest.position, nest.early = len(self.nests), early
+        self.nests.append(nest)
+
+    @staticmethod
+    def _whole(tensor: Tensor) -> list[Index]:
+        return [ix.of(v) for v in nests.variables("w", tensor.shape)]
+
+    # What is read
+
+    def _reads(self, tensor: Tensor, indices: Sequence[Index], *, inside: bool = False) -> Reads:
+        walk = nests.Walk(self.is_stored)
+        walk.visit(tensor, indices, inside=inside)
+        return walk.reads
+
+    def _note(self, nest: Nest, reads: Reads) -> None:
+        known = {(id(t), i) for t, i in nest.reads}
+        nest.reads += [(t, i) for t, i in reads if (id(t), i) not in known]
+
+    # Places
+
+    def _place(self, operation: Operation, *, early: bool) -> None:
+        name, outputs = operation.primitive.name, operation.outputs
+        if not any(id(x) in self._roots for x in outputs):
+            return
+        if id(outputs[0]) in self.products:
+            self._place_product(self.products[id(outputs[0])], early)
+        elif name == "concat":
+            self._place_concat(operation, early)
+        elif name in ("sum", "max", "min") and self._reduces_rows(operation):
+            self._place_row_reduction(operation, early)
+        elif name in _REDUCTIONS or name in ("matmul", "conv"):
+            self._place_single(operation, "reduce", early)
+        elif name == "cumulative_sum":
+            self._place_single(operation, "running", early)
+        elif name == "scatter_add":
+            self._place_single(operation, "scatter", early)
+        elif name in _LIBRARY:
+            self._place_single(operation, "library", early)
+        elif name == "scan":
+            self._place_single(operation, "scan", early)
+        else:
+            self._place_map(operation.output(), early)
+
+    def _place_product(self, product: Product, early: bool) -> None:
+        out = product.operation.output()
+        shape, variables = self._range(out.shape)
+        group = Group(shape, variables, product=product)
+        self._append(group, early=early)
+        self._note(group, [(product.a.tensor, None), (product.b.tensor, None)])
+        self.home[id(out)] = group
+
+    @staticmethod
+    def _range(shape: Shape) -> tuple[Shape, tuple[Variable, ...]]:
+        long = tuple(n for n in shape if n != 1)
+        return long, nests.variables("i", long)
+
+    def _place_single(self, operation: Operation, kind: str, early: bool) -> None:
+        out = operation.output()
+        variables = nests.variables("i", out.shape)
+        reduced: tuple[Variable, ...] = ()
+        walk = nests.Walk(self.is_stored)
+        if kind == "reduce":
+            reduced = nests.variables("r", nests.reduced_shape(operation))
+            at, over = [ix.of(v) for v in variables], [ix.of(v) for v in reduced]
+            for read in nests.terms(operation, at, over):
+                walk.follow(read)
+        else:
+            for x in operation.inputs:
+                walk.visit(x, self._whole(x))
+        single = Single(operation, kind, variables, reduced)
+        self._append(single, early=early)
+        # What a loop of its own reads may lie anywhere.
+        self._note(single, [(tensor, None) for tensor, _ in walk.reads])
+        for x in operation.outputs:
+            self.home[id(x)] = single
+
+    def _place_concat(self, operation: Operation, early: bool) -> None:
+        axis, start, out = operation.params["axis"], 0, operation.output()
+        for x in operation.inputs:
+            if x.size:
+                self._join(out, x, early, offset=(axis, start))
+            start += x.shape[axis]
+        if id(out) not in self.home:  # nothing to copy
+            self._join(out, out, early)
+
+    def _place_map(self, tensor: Tensor, early: bool) -> None:
+        self._join(tensor, tensor, early)
+
+    @staticmethod
+    def _reduces_rows(operation: Operation) -> bool:
+        x, axes = operation.inputs[0], operation.params["axes"]
+        long = [axis for axis, n in enumerate(x.shape) if n != 1]
+        reduced = [axis for axis in long if axis in axes]
+        return bool(reduced) and x.size > 0 and reduced == long[len(long) - len(reduced) :]
+
+    def _place_row_reduction(self, operation: Operation, early: bool) -> None:
+        self._join(operation.output(), operation.inputs[0], early, reduce=True)
+
+    def _join(
+        self,
+        tensor: Tensor,
+        source: Tensor,
+        early: bool,
+        *,
+        offset: tuple[int, int] | None = None,
+        reduce: bool = False,
+    ) -> None:
+        """Put a tensor, computed from `source` at the same place, into a nest."""
+        last = -1
+        for x, _ in self._reads(source, self._whole(source), inside=source is tensor):
+            home = self.home.get(id(x))
+            if home is not None:
+                last = max(last, home.position)
+        rows = tensor.size if reduce else None
+        for nest in self.nests[max(last, 0) :]:
+            if not isinstance(nest, Group) or source.size == 0:
+                continue
+            if id(tensor) in self._late and nest.early:
+                continue
+            if self._try(nest, tensor, source, offset, rows):
+                return
+        shape, variables = self._range(source.shape)
+        group = Group(shape, variables)
+        self._append(group, early=early)
+        if not self._try(group, tensor, source, offset, rows):
+            raise AssertionError(f"defect: {tensor.operation} fits no nest")
+
+    def _try(
+        self,
+        group: Group,
+        tensor: Tensor,
+        source: Tensor,
+        offset: tuple[int, int] | None,
+        rows: int | None,
+    ) -> bool:
+        before = group.rows
+        kind = self._kind(group, source, rows)
+        if kind is None:
+            return False
+        member = Member(tensor, kind, 0, source, offset)
+        row = group.place() if group.rows is None else group.row()
+        at = nests.source_indices(member, group.place(), row)
+        reads = self._reads(source, at, inside=source is tensor)
+        phase = self._phase(group, kind, reads)
+        crowded = bool(group.members) and (
+            len(group.members) >= _MOST_MEMBERS or len(group.reads) + len(reads) > _MOST_READS
+        )
+        if phase is None or crowded:
+            group.rows = before
+            return False
+        member.phase = phase
+        group.members.append(member)
+        self._note(group, reads)
+        if id(tensor) not in self.home or self.home[id(tensor)].position < group.position:
+            self.home[id(tensor)] = group
+        return True
+
+    @staticmethod
+    def _kind(group: Group, source: Tensor, rows: int | None) -> str | None:
+        """What a tensor would be in a group; None if it covers other places."""
+        size = math.prod(group.shape)
+        if rows is None:
+            if source.size == size:
+                return "map"
+            return "row" if group.rows is not None and source.size == group.row_count else None
+        if source.size != size or group.product is not None:
+            return None
+        if group.rows is None:
+            for count in range(len(group.shape) + 1):
+                if math.prod(group.shape[:count]) == rows:
+                    group.rows = count
+                    return "reduce"
+            return None
+        return "reduce" if group.row_count == rows else None
+
+    def _phase(self, group: Group, kind: str, reads: Reads) -> int | None:
+        """The pass in which a tensor can be computed; None if it cannot be in this group."""
+        phase = 0
+        mine = {id(m.tensor): m for m in group.members}
+        for x, indices in reads:
+            home = self.home.get(id(x))
+            if home is None or home.position < group.position:
+                continue
+            if home is not group or indices is None:
+                return None
+            place = ix.linear(indices, x.shape)
+            member = mine.get(id(x))
+            if member is None:  # the product itself
+                if kind != "map" or place != group.place():
+                    return None
+            elif member.source.size != x.size and member.kind == "map":
+                return None  # a piece of something larger
+            elif member.kind == "map":
+                if kind == "row" or place != group.place():
+                    return None
+                phase = max(phase, member.phase)
+            else:
+                if place != group.row():
+                    return None
+                phase = max(phase, member.phase + (kind != "row"))
+        return phase

@@ -1,0 +1,323 @@
+"""From a tensor and an index to code that computes the element, or a vector of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from palto.compiler import index as ix
+from palto.compiler import views
+from palto.compiler.index import Index, Variable
+from palto.compiler.llvm import elementwise
+from palto.compiler.llvm.builder import FLOATS, Function, Value
+from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
+from palto.compiler.llvm.random import philox_word
+from palto.compiler.memory import Buffer
+from palto.tensor import dtypes
+from palto.tensor.dtypes import DType
+from palto.tensor.graph import Operation
+from palto.tensor.tensor import Tensor
+
+
+class Expressions:
+    """Writes the code of elements into a function.
+
+    Args:
+        function: where to write.
+        stored: the buffer that holds a tensor, or None for one that is computed where it is used.
+        written: buffers that the function writes, whose loads stay where they stand.
+
+    Attributes:
+        counters: the uniform value of each loop variable, by key.
+        vector: the variable along which lanes are neighbours, if any.
+        lanes: how many lanes it has.
+        known: tensors of which one element is in a register, with its place.
+        round: tells apart what is written twice in one block for other counters.
+        guard: an i1 without which nothing may be read, if any.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        stored: Callable[[Tensor], Buffer | None],
+        written: set[Buffer],
+    ) -> None:
+        self.function = function
+        self.counters: dict[str, Value] = {}
+        self.vector: Variable | None = None
+        self.lanes = 1
+        self.known: dict[int, tuple[Index, Element]] = {}
+        self.round = 0
+        self.guard: Value | None = None
+        self._stored = stored
+        self._written = written
+        self.buffers: dict[Buffer, str] = {}
+
+    def pointer(self, buffer: Buffer) -> Value:
+        """The parameter that points to a buffer."""
+        name = self.buffers.setdefault(buffer, f"buffer{len(self.buffers)}")
+        return self.function.parameter("ptr", name)
+
+    # Whole numbers
+
+    def varies(self, index: Index) -> bool:
+        """Whether an index differs between lanes."""
+        return self.vector is not None and any(
+            self._variable_varies(variable) for variable, _ in index.terms.values()
+        )
+
+    def _variable_varies(self, variable: Variable) -> bool:
+        if variable.kind == "loop":
+            return self.vector is not None and variable.key == self.vector.key
+        if variable.kind == "element":
+            return any(self.varies(i) for i in variable.source.indices)
+        assert variable.index is not None
+        return self.varies(variable.index)
+
+    def value(self, index: Index) -> Value:
+        """An index as an i64, with a lane each where it varies."""
+        f = self.function
+        result = f.constant(index.constant, "i64")
+        for variable, c in index.terms.values():
+            part = self._variable(variable)
+            result = f.binary("add", result, f.binary("mul", part, f.constant(c, "i64")))
+        return result
+
+    def _variable(self, variable: Variable) -> Value:
+        f = self.function
+        if variable.kind == "loop":
+            counter = self.counters[variable.key]
+            if self.vector is not None and variable.key == self.vector.key and self.lanes > 1:
+                return f.binary("add", counter, f.lanes("i64", self.lanes))
+            return counter
+        if variable.kind == "element":
+            read: views.Read = variable.source
+            found = self.read(read.tensor, read.indices)
+            assert isinstance(found, Value)
+            unsigned = read.tensor.dtype in dtypes.UNSIGNED
+            wide = f.convert("zext" if unsigned else "sext", found, "i64")
+            # Indices are checked elsewhere; here nothing may be read out of bounds.
+            last = f.constant(max(variable.divisor - 1, 0), "i64")
+            wide = f.intrinsic("llvm.smax", wide, f.broadcast(f.constant(0, "i64"), wide.lanes))
+            return f.intrinsic("llvm.smin", wide, f.broadcast(last, wide.lanes))
+        assert variable.index is not None
+        inside = self.value(variable.index)
+        if variable.kind == "assumed":
+            return inside
+        # 32 bits divide faster; a number that may be negative is read under a guard only.
+        op = "udiv" if variable.kind == "quotient" else "urem"
+        if variable.index.high < 2**31:
+            small = f.convert("trunc", inside, "i32")
+            small = f.binary(op, small, f.constant(variable.divisor, "i32"))
+            return f.convert("zext", small, "i64")
+        return f.binary(op, inside, f.constant(variable.divisor, "i64"))
+
+    def truth(self, conditions: Sequence[views.Condition]) -> Value | None:
+        """Whether all conditions hold; None if there are none."""
+        f = self.function
+        result: Value | None = None
+        for condition in conditions:
+            index, tests = self.value(condition.index), []
+            if condition.index.low < condition.low:
+                tests.append(f.compare("sge", index, f.constant(condition.low, "i64")))
+            if condition.index.high >= condition.high:
+                tests.append(f.compare("slt", index, f.constant(condition.high, "i64")))
+            for test in tests:
+                result = self.both(result, test)
+        return result
+
+    def both(self, a: Value | None, b: Value | None) -> Value | None:
+        """Both of two i1, where None is always true."""
+        if a is None or b is None:
+            return b if a is None else a
+        return self.function.binary("and", a, b)
+
+    @contextmanager
+    def guarded(self, condition: Value | None) -> Iterator[None]:
+        """Read in this block only where the condition holds, too."""
+        outside = self.guard
+        self.guard = self.both(outside, condition)
+        yield
+        self.guard = outside
+
+    # Elements
+
+    def read(self, tensor: Tensor, indices: Sequence[Index]) -> Element:
+        """The element of a tensor at indices."""
+        known = self.known.get(id(tensor))
+        if known is not None and known[0] == ix.linear(indices, tensor.shape):
+            return known[1]
+        if tensor._value is not None and tensor.size == 1:
+            return self.immediate(tensor.array().item(), tensor.dtype)
+        key = (
+            "element", id(tensor), tuple(i.key for i in indices),
+            self.guard and self.guard.text, self.lanes, self.round,
+        )  # fmt: skip
+        found: Element | None = self.function.recall(key)
+        if found is None:
+            buffer = self._stored(tensor)
+            if buffer is not None:
+                found = self.load(buffer, indices)
+            else:
+                assert tensor.operation is not None
+                found = self.compute(tensor.operation, indices)
+            self.function.remember(key, found)
+        return found
+
+    def compute(self, operation: Operation, indices: Sequence[Index]) -> Element:
+        """The element that an operation gives at indices."""
+        f = self.function
+        name, params = operation.primitive.name, operation.params
+        if name in views.TABLE:
+            read = views.TABLE[name](operation, indices)
+            fill = self.immediate(params.get("value", 0), read.tensor.dtype)
+            return self.read_or(read, fill)
+        if name in elementwise.TABLE:
+            inputs = [self.read(x, indices) for x in operation.inputs]
+            return elementwise.TABLE[name](f, operation, inputs)
+        if name == "iota":
+            return self.number(indices[params["axis"]], params["dtype"])
+        if name == "random_bits":
+            state = operation.inputs[0]
+            seed, draw = (self.read(state, [Index(i)]) for i in range(2))
+            assert isinstance(seed, Value) and isinstance(draw, Value)
+            place = ix.linear(indices, operation.output().shape)
+            return philox_word(f, seed, draw, self.value(place))
+        if name == "dynamic_update_slice":
+            return self._updated(operation, indices)
+        raise NotImplementedError(f"{name} is computed in a nest of its own")
+
+    def read_or(self, read: views.Read, otherwise: Element) -> Element:
+        """The element read, or another value where a condition does not hold."""
+        if any(condition.high <= condition.low for condition in read.conditions):
+            return otherwise
+        condition = self.truth(read.conditions)
+        with self.guarded(condition):
+            found = self.read(read.tensor, read.indices)
+        return found if condition is None else self.choose(condition, found, otherwise)
+
+    def _updated(self, operation: Operation, indices: Sequence[Index]) -> Element:
+        """An element of the update where it covers this place, else of what is updated."""
+        x, update, starts = operation.inputs
+        conditions: list[views.Condition] = []
+        inside = []
+        for axis, (i, n, size) in enumerate(zip(indices, x.shape, update.shape, strict=True)):
+            place = ix.total([(i, 1), (views.start_of(starts, axis, n, size), -1)])
+            inside.append(views.spread(place, size, 1, conditions))
+        read = views.Read(update, tuple(inside), tuple(conditions))
+        return self.read_or(read, self.read(x, indices))
+
+    def choose(self, condition: Value, a: Element, b: Element) -> Element:
+        """`a` where the condition holds, else `b`."""
+        f = self.function
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return f.select(condition, a[0], b[0]), f.select(condition, a[1], b[1])
+        assert isinstance(a, Value) and isinstance(b, Value)
+        return f.select(condition, a, b)
+
+    def immediate(self, number: complex, dtype: DType) -> Element:
+        """A Python number as an element."""
+        f, kind = self.function, LLVM_TYPES[dtype]
+        if dtype in dtypes.COMPLEX:
+            number = complex(number)
+            return f.constant(number.real, kind), f.constant(number.imag, kind)
+        if dtype == dtypes.bfloat16:
+            return f.constant(int(dtype.type(number).view("uint16")), kind)
+        return f.constant(number, kind)
+
+    def number(self, index: Index, dtype: DType) -> Element:
+        """An index as an element of a dtype."""
+        f, wide, kind = self.function, self.value(index), LLVM_TYPES[dtype]
+        if kind in FLOATS and dtype not in dtypes.COMPLEX:
+            return f.convert("sitofp", wide, kind)
+        if kind in ("i8", "i32", "i64"):
+            return f.convert("trunc", wide, kind)
+        raise NotImplementedError(f"counting in {dtype.name}")
+
+    # Memory
+
+    def load(self, buffer: Buffer, indices: Sequence[Index]) -> Element:
+        """The element of a buffer at indices."""
+        place = buffer.place_of(indices)
+        kind = LLVM_TYPES[buffer.dtype]
+        if buffer.dtype in dtypes.COMPLEX:
+            return self._load(buffer, place * 2, kind), self._load(buffer, place * 2 + 1, kind)
+        return self._load(buffer, place, kind)
+
+    def _load(self, buffer: Buffer, place: Index, kind: str) -> Value:
+        f, guard = self.function, self.guard
+        pointer = self.pointer(buffer)
+        changes = buffer in self._written
+        place = ix.without_assumptions(place)
+        zero = f.constant(0, "i64")
+        if not self.varies(place):
+            address = self.value(place)
+            if guard is not None:
+                allowed = guard if guard.lanes == 1 else self._any(guard)
+                address = f.select(allowed, address, zero)
+            return f.load(pointer, address, kind, changes=changes)
+        base, stride = self._strided(place)
+        if base is None:
+            address = self.value(place)
+            if guard is not None:
+                address = f.select(guard, address, zero)
+            return f.gather(pointer, address, kind, changes=changes)
+        if stride == 1:
+            if guard is None:
+                return f.load(pointer, base, kind, self.lanes, changes=changes)
+            return f.masked_load(pointer, base, kind, f.broadcast(guard, self.lanes))
+        result = Value("poison", kind, self.lanes)
+        for lane in range(self.lanes):
+            address = f.binary("add", base, f.constant(lane * stride, "i64"))
+            if guard is not None:
+                address = f.select(f.extract(guard, lane), address, zero)
+            result = f.insert(result, f.load(pointer, address, kind, changes=changes), lane)
+        return result
+
+    def _any(self, guard: Value) -> Value:
+        f = self.function
+        name = f"llvm.vector.reduce.or.v{guard.lanes}i1"
+        f.declarations.add(f"declare i1 @{name}({guard.full_type})")
+        return f.pure(f"call i1 @{name}({guard.full_type} {{0}})", [guard], "i1")
+
+    def _strided(self, place: Index) -> tuple[Value | None, int]:
+        """The uniform first place and the distance between lanes, if that describes them."""
+        assert self.vector is not None
+        uniform, stride = {}, 0
+        for key, (variable, c) in place.terms.items():
+            if key == self.vector.key:
+                stride = c
+            elif self._variable_varies(variable):
+                return None, 0
+            else:
+                uniform[key] = variable, c
+        counter = self.counters[self.vector.key]
+        f = self.function
+        first = self.value(Index(place.constant, uniform))
+        return f.binary("add", first, f.binary("mul", counter, f.constant(stride, "i64"))), stride
+
+    def store(self, buffer: Buffer, indices: Sequence[Index], element: Element) -> None:
+        """Write an element, or its lanes, to a buffer."""
+        place = ix.without_assumptions(buffer.place_of(indices))
+        if isinstance(element, tuple):
+            real, imaginary = (self._spread(part) for part in element)
+            self._store(buffer, place * 2, real)
+            self._store(buffer, place * 2 + 1, imaginary)
+        else:
+            self._store(buffer, place, self._spread(element))
+
+    def _spread(self, x: Value) -> Value:
+        return self.function.broadcast(x, self.lanes)
+
+    def _store(self, buffer: Buffer, place: Index, value: Value) -> None:
+        f, pointer = self.function, self.pointer(buffer)
+        if value.lanes == 1:
+            f.store(pointer, self.value(place), value)
+            return
+        base, stride = self._strided(place) if self.varies(place) else (None, 0)
+        if base is not None and stride == 1:
+            f.store(pointer, base, value)
+            return
+        places = f.broadcast(self.value(place), value.lanes)
+        for lane in range(value.lanes):
+            f.store(pointer, f.extract(places, lane), f.extract(value, lane))

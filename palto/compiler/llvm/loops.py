@@ -1,0 +1,680 @@
+"""From a nest to the code of its loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from palto.compiler import index as ix
+from palto.compiler import nests
+from palto.compiler.index import Index, Variable
+from palto.compiler.llvm import contract
+from palto.compiler.llvm.builder import Function, Value
+from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
+from palto.compiler.llvm.expressions import Expressions
+from palto.compiler.llvm.reduction import Reduction
+from palto.compiler.memory import Buffer
+from palto.compiler.nests import Check, Group, Member, Nest, Product, Single
+from palto.tensor import dtypes
+from palto.tensor.tensor import Shape, Tensor
+
+#: Elements along the last axis in one piece of work.
+_PIECE = 8192
+#: Pieces of work that are enough to share out evenly.
+_ENOUGH = 64
+#: Vectors side by side, so that one sum need not wait for the other.
+_UNROLL = 4
+
+Stored = Callable[[Tensor], Buffer | None]
+
+
+@dataclass(slots=True)
+class Kernel:
+    """A nest as a function of its buffers and of the units to do.
+
+    Attributes:
+        text: the LLVM function, "@NAME" where its name goes.
+        declarations: what the module must declare for it.
+        arguments: LLVM type, name and (for pointers to one) buffer of each parameter.
+        units: how many independent pieces of work there are.
+    """
+
+    text: str
+    declarations: set[str]
+    arguments: list[tuple[str, str, Buffer | None]]
+    units: int
+
+
+class Emitter:
+    """Writes one nest.
+
+    Args:
+        stored: the buffer of a tensor, if it has one.
+        is_stored: whether a tensor is read, from a buffer or a register, and not computed again.
+        written: the buffers that the nest writes.
+        machine: what to write for.
+    """
+
+    def __init__(
+        self,
+        stored: Stored,
+        is_stored: Callable[[Tensor], bool],
+        written: set[Buffer],
+        machine: contract.Machine,
+    ) -> None:
+        self._stored, self._is_stored = stored, is_stored
+        self.machine = machine
+        self.f = Function("NAME", [("i64", "first"), ("i64", "last")])
+        self.e = Expressions(self.f, stored, written)
+        self.lanes = machine.vector_bytes // 4
+        self.units = 1
+        self._pending: list[tuple[Buffer, list[Index], Element]] = []
+
+    def kernel(self, nest: Nest) -> Kernel:
+        """The finished function."""
+        if isinstance(nest, Group):
+            self._product(nest, nest.product) if nest.product else self._group(nest)
+        elif isinstance(nest, Check):
+            self._check(nest)
+        else:
+            assert isinstance(nest, Single)
+            {"reduce": self._reduce, "running": self._running, "scatter": self._scatter}[
+                nest.kind
+            ](nest)
+        named = {name: buffer for buffer, name in self.e.buffers.items()}
+        arguments = [(kind, name, named.get(name)) for kind, name in self.f.signature]
+        return Kernel(self.f.finish(), self.f.declarations, arguments, self.units)
+
+    # Loops
+
+    def _nested(
+        self,
+        axes: Sequence[tuple[Variable, int]],
+        carried: list[Value],
+        body: Callable[[list[Value]], list[Value]],
+    ) -> list[Value]:
+        """Loops around `body`, which turns carried values into those of the next iteration."""
+        if not axes:
+            return body(carried)
+        (variable, length), *rest = axes
+        if length == 1:
+            self.e.counters[variable.key] = self.f.constant(0, "i64")
+            return self._nested(rest, carried, body)
+        with self.f.loop(0, length, nonempty=True) as loop:
+            self.e.counters[variable.key] = loop.counter
+            phis = [loop.carry(x) for x in carried]
+            for phi, value in zip(phis, self._nested(rest, phis, body), strict=True):
+                loop.update(phi, value)
+        return [loop.result(phi) for phi in phis]
+
+    def _along(
+        self,
+        variable: Variable,
+        start: Value | int,
+        stop: Value | int,
+        body: Callable[[int], None],
+    ) -> None:
+        """A loop of vectors along a variable, then one of single elements for the rest."""
+        f, e, lanes = self.f, self.e, self._lanes_for(variable.length)
+        start = f.constant(start, "i64") if isinstance(start, int) else start
+        stop = f.constant(stop, "i64") if isinstance(stop, int) else stop
+        span = f.binary("sub", stop, start)
+        whole = f.binary("sub", span, f.binary("and", span, f.constant(lanes - 1, "i64")))
+        middle = f.binary("add", start, whole)
+        for width, low, high in ((lanes, start, middle), (1, middle, stop)):
+            if width == 1 and (lanes == 1 or variable.length % lanes == 0):
+                continue
+            self._vector(variable, width, low, high, body)
+        if lanes == 1:
+            self._vector(variable, 1, start, stop, body)
+
+    def _vector(
+        self, variable: Variable, width: int, low: Value, high: Value, body: Callable[[int], None]
+    ) -> None:
+        if variable.length < width:
+            return
+        with self.f.loop(low, high, width) as loop:
+            self.e.counters[variable.key] = loop.counter
+            self.e.vector, self.e.lanes = (variable, width) if width > 1 else (None, 1)
+            body(width)
+            self.e.vector, self.e.lanes = None, 1
+
+    def _lanes_for(self, length: int) -> int:
+        """As many lanes as the machine has, or as fit."""
+        return min(self.lanes, 1 << (length.bit_length() - 1)) if length else 1
+
+    # Groups
+
+    def _merged(self, nest: Group) -> Group:
+        """The same places with as few loops as address all memory without a division."""
+        rows = nest.rows
+        shape = nest.shape
+        best = self._numbered(shape, rows)
+        fewest = self._divisions(nest, best)
+        axis = len(shape) - 2
+        while axis >= 0:
+            if rows is None or axis + 1 != rows:
+                joined = (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+                fewer = None if rows is None else rows - (axis + 1 < rows)
+                candidate = self._numbered(joined, fewer)
+                divisions = self._divisions(nest, candidate)
+                if divisions <= fewest:
+                    shape, rows, best, fewest = joined, fewer, candidate, divisions
+            axis -= 1
+        return best
+
+    @staticmethod
+    def _numbered(shape: Shape, rows: int | None) -> Group:
+        return Group(shape, nests.variables("i", shape), rows)
+
+    def _divisions(self, nest: Group, places: Group) -> int:
+        """How many indices need a division when the nest runs over these places."""
+        place = places.place()
+        row = place if places.rows is None else places.row()
+        count = 0
+        for member in nest.members:
+            walk = nests.Walk(self._is_stored)
+            at = nests.source_indices(member, place, row)
+            walk.visit(member.source, at, inside=member.source is member.tensor)
+            for tensor, indices in walk.reads:
+                buffer = self._stored(tensor)
+                if buffer is not None and indices is not None:
+                    count += not ix.is_plain(ix.without_assumptions(buffer.place_of(indices)))
+            count += sum(not ix.is_plain(i) for i in walk.numbers)
+            buffer = self._stored(member.tensor)
+            if buffer is not None:
+                target = buffer.place_of(nests.target_indices(member, place, row))
+                count += not ix.is_plain(target)
+        return count
+
+    def _group(self, nest: Group) -> None:
+        places = self._merged(nest)
+        if nest.rows is None:
+            self._map(nest, places)
+        else:
+            self._rows(nest, places)
+
+    def _map(self, nest: Group, places: Group) -> None:
+        f = self.f
+        shape = places.shape or (1,)
+        *lengths, last = shape
+        taken = 0
+        while taken < len(lengths) and math.prod(lengths[:taken]) < _ENOUGH:
+            taken += 1
+        outer = math.prod(lengths[:taken])
+        pieces = -(-last // _PIECE) if outer < _ENOUGH and last > 2 * _PIECE else 1
+        whole = (outer, *lengths[taken:], last)
+        variables = nests.variables("i", whole)
+        place = ix.linear([ix.of(v) for v in variables], whole)
+        self.units = outer * pieces
+        with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+            unit = loop.counter
+            start: Value | int = 0
+            stop: Value | int = last
+            if pieces > 1:
+                piece = f.binary("urem", unit, f.constant(pieces, "i64"))
+                unit = f.binary("udiv", unit, f.constant(pieces, "i64"))
+                start = f.binary("mul", piece, f.constant(_PIECE, "i64"))
+                end = f.binary("add", start, f.constant(_PIECE, "i64"))
+                stop = f.intrinsic("llvm.smin", end, f.constant(last, "i64"))
+            self.e.counters[variables[0].key] = unit
+
+            def body(_: int) -> None:
+                for member in nest.members:
+                    self._member(member, place, place)
+                self._flush()
+                self.e.known.clear()
+
+            def inside(carried: list[Value]) -> list[Value]:
+                self._along(variables[-1], start, stop, body)
+                return carried
+
+            self._nested([(v, v.length) for v in variables[1:-1]], [], inside)
+
+    def _member(self, member: Member, place: Index, row: Index) -> Element:
+        """Compute a member's source here, and note it for those who read it at this place."""
+        e, source = self.e, member.source
+        at = nests.source_indices(member, place, row)
+        if source is member.tensor:
+            assert source.operation is not None
+            element = e.compute(source.operation, at)
+        else:
+            element = e.read(source, at)
+        if member.kind != "reduce":
+            self._keep(member, element, place, row)
+        return element
+
+    def _keep(self, member: Member, element: Element, place: Index, row: Index) -> None:
+        where = place if member.kind == "map" else row
+        if member.offset is None:
+            self.e.known[id(member.tensor)] = where, element
+        buffer = self._stored(member.tensor)
+        if buffer is not None:
+            self._pending.append((buffer, nests.target_indices(member, place, row), element))
+
+    def _flush(self) -> None:
+        """Store what was computed, after everything has been read."""
+        for buffer, indices, element in self._pending:
+            self.e.store(buffer, indices, element)
+        self._pending = []
+
+    def _rows(self, nest: Group, places: Group) -> None:
+        """Row after row, each in as many passes as its reductions need."""
+        f, e = self.f, self.e
+        count, inner = places.row_count, places.shape[places.rows :] or (1,)
+        variables = nests.variables("k", inner)
+        row = Variable("row", count)
+        at_row = ix.of(row)
+        place = ix.total([(at_row, math.prod(inner)),
+                          (ix.linear([ix.of(v) for v in variables], inner), 1)])  # fmt: skip
+        together = max(2048 // max(math.prod(inner), 1), 1)
+        self.units = -(-count // together)
+        size = f.constant(together, "i64")
+        start = f.binary("mul", f.parameters["first"], size)
+        end = f.binary("mul", f.parameters["last"], size)
+        stop = f.intrinsic("llvm.smin", end, f.constant(count, "i64"))
+        with f.loop(start, stop) as loop:
+            e.counters[row.key] = loop.counter
+            for phase in range(max(m.phase for m in nest.members) + 1):
+                members = [m for m in nest.members if m.phase == phase]
+                self._pass([m for m in members if m.kind != "row"], variables, place, at_row)
+                for member in members:
+                    if member.kind == "row":
+                        self._member(member, place, at_row)
+            self._flush()
+            e.known.clear()
+
+    def _pass(
+        self,
+        members: list[Member],
+        variables: tuple[Variable, ...],
+        place: Index,
+        row: Index,
+    ) -> None:
+        """One pass over a row: elements, and reductions over them."""
+        reducers = [m for m in members if m.kind == "reduce"]
+        if not members:
+            return
+        reductions = []
+        for member in reducers:
+            assert member.tensor.operation is not None
+            reductions.append(Reduction(self.e, member.tensor.operation))
+
+        def body(states: list[list[Value]]) -> list[list[Value]]:
+            following = []
+            for member in members:
+                element = self._member(member, place, row)
+                if member.kind == "reduce":
+                    number = reducers.index(member)
+                    following.append(reductions[number].add(states[number], [element], None))
+            self._flush()
+            for member in members:
+                if member.kind == "map":
+                    self.e.known.pop(id(member.tensor), None)
+            return following
+
+        states = self._reduced(variables, reductions, body)
+        for member, reduction, state in zip(reducers, reductions, states, strict=True):
+            self._keep(member, reduction.results(state)[0], place, row)
+
+    def _reduced(
+        self,
+        variables: Sequence[Variable],
+        reductions: Sequence[Reduction],
+        body: Callable[[list[list[Value]]], list[list[Value]]],
+    ) -> list[list[Value]]:
+        """Loops over variables that carry the states of reductions, vectors along the last."""
+        f, e = self.f, self.e
+        *outer, last = variables
+        lanes = self._lanes_for(last.length)
+        whole = last.length // lanes * lanes
+        spans = [(lanes, 0, whole)] if whole else []
+        if whole < last.length:
+            spans.append((1, whole, last.length))
+        starts = [r.start(width) for width, _, _ in spans for r in reductions]
+        counts = [len(state) for state in starts]
+
+        def cut(flat: list[Value]) -> list[list[Value]]:
+            places = iter(flat)
+            return [[next(places) for _ in range(count)] for count in counts]
+
+        def inside(flat: list[Value]) -> list[Value]:
+            states, result = cut(flat), []
+            for number, (width, low, high) in enumerate(spans):
+                mine = states[number * len(reductions) : (number + 1) * len(reductions)]
+                with f.loop(low, high, width, nonempty=True) as loop:
+                    e.counters[last.key] = loop.counter
+                    e.vector, e.lanes = (last, width) if width > 1 else (None, 1)
+                    phis = [[loop.carry(x) for x in state] for state in mine]
+                    for olds, news in zip(phis, body(phis), strict=True):
+                        for phi, value in zip(olds, news, strict=True):
+                            loop.update(phi, value)
+                    e.vector, e.lanes = None, 1
+                result += [loop.result(phi) for state in phis for phi in state]
+            return result
+
+        flat = self._nested(
+            [(v, v.length) for v in outer], [x for state in starts for x in state], inside
+        )
+        states = cut(flat)
+        final = []
+        for number, reduction in enumerate(reductions):
+            folded = reduction.fold(states[number])
+            if len(spans) > 1:
+                folded = reduction.merge(folded, states[len(reductions) + number])
+            final.append(folded)
+        return final
+
+    # Products
+
+    def _product(self, nest: Group, product: Product) -> None:
+        """A contraction, whose finished sums go through the members while in registers."""
+        f, e = self.f, self.e
+        out = product.operation.output()
+        kind = LLVM_TYPES[out.dtype]
+        a, b = self._operand(product.a), self._operand(product.b)
+
+        def step(place: Index, variable: Variable) -> int:
+            return place.terms[variable.key][1] if variable.key in place.terms else 0
+
+        def axes(variables: Sequence[Variable]) -> list[tuple[Variable, contract.Axis]]:
+            return [
+                (v, contract.Axis(v.length, step(a[1], v), step(b[1], v)))
+                for v in variables
+                if v.length > 1
+            ]
+
+        batch = axes(product.batch)
+        # Rows whose b does not differ are rows all the same.
+        shared = [item for item in batch if not item[1].b]
+        batch = [item for item in batch if item[1].b]
+        rows = sorted(axes(product.rows) + shared, key=lambda item: -abs(item[1].a))
+        summed = sorted(axes(product.summed), key=lambda item: -abs(item[1].a))
+        rows, values = _merge_rows(rows)
+        spec = contract.Contraction(
+            kind,
+            tuple(axis for _, axis in batch),
+            tuple(axis for _, axis in rows),
+            product.column.length,
+            tuple(axis for _, axis in summed),
+        )
+        plan = contract.plan(spec, self.machine)
+        self.units = plan.units
+        partial = None
+        if plan.partial:
+            partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
+        place = ix.linear([ix.replace(i, values) for i in product.indices], out.shape)
+
+        def finish(
+            batch_at: list[Value], rows_at: list[Value], column: Value, sums: Value
+        ) -> None:
+            e.round += 1
+            counters = zip([*batch, *rows], [*batch_at, *rows_at], strict=True)
+            e.counters.update({variable.key: at for (variable, _), at in counters})
+            e.counters[product.column.key] = column
+            e.lanes = sums.lanes
+            e.vector = product.column if sums.lanes > 1 else None
+            e.known[id(out)] = place, sums
+            buffer = self._stored(out)
+            if buffer is not None:
+                self._pending.append((buffer, ix.along(place, out.shape), sums))
+            for member in nest.members:
+                self._member(member, place, place)
+            self._flush()
+            e.known.clear()
+            e.vector, e.lanes = None, 1
+
+        def load(operand: tuple[Buffer, Index], index: Value, lanes: int) -> Value:
+            buffer, at = operand
+            index = f.binary("add", index, f.constant(at.constant, "i64"))
+            return f.load(e.pointer(buffer), index, kind, lanes)
+
+        contract.emit(
+            f, plan, lambda i: load(a, i, 1), lambda i, lanes: load(b, i, lanes),
+            partial, f.parameters["first"], f.parameters["last"], finish,
+        )  # fmt: skip
+
+    def _operand(self, read: nests.Read) -> tuple[Buffer, Index]:
+        buffer = self._stored(read.tensor)
+        assert buffer is not None
+        return buffer, buffer.place_of(read.indices)
+
+    # Operations in loops of their own
+
+    def _reduce(self, nest: Single) -> None:
+        operation, e, f = nest.operation, self.e, self.f
+        out = operation.output()
+        shape = tuple(n for n in out.shape if n != 1) or (1,)
+        over = tuple(v for v in nest.reduced if v.length != 1)
+        if 0 in shape:
+            self.units = 0
+            return
+        x, params = operation.inputs[0], operation.params
+        axes = params.get("axes", (params.get("axis"),)) if operation.primitive.name in (
+            nests.OVER_AXES) else ()  # fmt: skip
+        inner = [axis for axis, n in enumerate(x.shape) if n != 1]
+        lengthwise = bool(over) and (bool(inner and inner[-1] in axes) or shape == (1,))
+        over_at = [ix.of(v) for v in nest.reduced]
+        reduction = Reduction(e, operation)
+        *lengths, last = shape
+        variables = (Variable("unit", math.prod(lengths)), Variable("i", last))
+        place = ix.linear([ix.of(v) for v in variables], (variables[0].length, last))
+        at = ix.along(place, out.shape)
+        empty = any(v.length == 0 for v in over)
+
+        def term(state: list[Value]) -> list[Value]:
+            e.round += 1
+            reads = nests.terms(operation, at, over_at)
+            zero = e.immediate(0, x.dtype)
+            elements = [e.read_or(read, zero) for read in reads]
+            return reduction.add(state, elements, (over_at, e.truth(reads[0].conditions)))
+
+        def store(state: list[Value]) -> None:
+            for output, element in zip(operation.outputs, reduction.results(state), strict=True):
+                buffer = self._stored(output)
+                if buffer is not None:
+                    e.store(buffer, at, element)
+
+        if lengthwise and not empty:
+            self.units = variables[0].length * last
+            with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+                length = f.constant(last, "i64")
+                e.counters["unit"] = f.binary("udiv", loop.counter, length)
+                e.counters["i"] = f.binary("urem", loop.counter, length)
+                (state,) = self._reduced(
+                    over, [reduction], lambda states: [term(states[0])]
+                )
+                store(state)
+            return
+
+        lanes = self._lanes_for(last)
+        block = lanes * _UNROLL
+        pieces = -(-last // block)
+        self.units = variables[0].length * pieces
+
+        def side_by_side(first: Value, width: int, count: int) -> None:
+            """The reductions of `count` vectors of neighbouring results."""
+            e.vector, e.lanes = (variables[1], width) if width > 1 else (None, 1)
+            starts = [reduction.start(width) for _ in range(count)]
+            size = len(starts[0])
+
+            def select(number: int) -> None:
+                e.counters["i"] = f.binary("add", first, f.constant(number * width, "i64"))
+
+            def body(flat: list[Value]) -> list[Value]:
+                result: list[Value] = []
+                for number in range(count):
+                    select(number)
+                    result += term(flat[number * size : (number + 1) * size])
+                return result
+
+            flat = [x for state in starts for x in state]
+            if not empty:
+                flat = self._nested([(v, v.length) for v in over], flat, body)
+            for number in range(count):
+                select(number)
+                store(flat[number * size : (number + 1) * size])
+            e.vector, e.lanes = None, 1
+
+        with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+            count = f.constant(pieces, "i64")
+            e.counters["unit"] = f.binary("udiv", loop.counter, count)
+            piece = f.binary("urem", loop.counter, count)
+            start = f.binary("mul", piece, f.constant(block, "i64"))
+            if last >= block:
+                with f.when(f.compare("sle", start, f.constant(last - block, "i64"))):
+                    side_by_side(start, lanes, _UNROLL)
+            rest = last % block
+            if rest:
+                first = f.constant(last - rest, "i64")
+                with f.when(f.compare("eq", start, first)):
+                    with f.loop(first, last - rest % lanes, lanes) as inside:
+                        side_by_side(inside.counter, lanes, 1)
+                    if rest % lanes:
+                        with f.loop(last - rest % lanes, last) as inside:
+                            side_by_side(inside.counter, 1, 1)
+
+    def _running(self, nest: Single) -> None:
+        """Running sums: along the axis one after the other, across it side by side."""
+        operation, e, f = nest.operation, self.e, self.f
+        x, axis = operation.inputs[0], operation.params["axis"]
+        before, length = math.prod(x.shape[:axis]), x.shape[axis]
+        after = math.prod(x.shape[axis + 1 :])
+        buffer = self._stored(operation.output())
+        if not x.size or buffer is None:
+            self.units = 0
+            return
+        along, across = Variable("k", length), Variable("i", after)
+        unit = Variable("unit", before)
+        place = ix.linear([ix.of(unit), ix.of(along), ix.of(across)], (before, length, after))
+        at = ix.along(place, x.shape)
+        reduction = Reduction(e, operation)
+        self.units = before
+        with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+            e.counters["unit"] = loop.counter
+
+            def body(width: int) -> None:
+                def add(state: list[Value]) -> list[Value]:
+                    e.round += 1
+                    state = reduction.add(state, [e.read(x, at)], None)
+                    e.store(buffer, at, reduction.results(state)[0])
+                    return state
+
+                self._nested([(along, length)], reduction.start(width), add)
+
+            self._along(across, 0, after, body)
+
+    def _scatter(self, nest: Single) -> None:
+        """Zeros, then every update at its indices; threads divide the columns of the rows."""
+        operation, e, f = nest.operation, self.e, self.f
+        updates, *places = operation.inputs
+        sizes, axis = operation.params["sizes"], operation.params["axis"]
+        out = operation.output()
+        buffer = self._stored(out)
+        if not out.size or buffer is None:
+            self.units = 0
+            return
+        before, size = math.prod(out.shape[:axis]), math.prod(sizes)
+        rest = math.prod(out.shape[axis + len(sizes) :])
+        count = places[0].size
+        lanes = self._lanes_for(rest)
+        block = max(lanes, -(-rest // 16) // lanes * lanes)
+        pieces = -(-rest // block)
+        self.units = before * pieces
+        unit, column = Variable("unit", before), Variable("i", rest)
+        number, target = Variable("u", count), Variable("t", size)
+        zero = e.immediate(0, out.dtype)
+        chosen = ix.along(ix.of(number), places[0].shape)
+        into = ix.linear(
+            [nests.views.element(p, chosen, n) for p, n in zip(places, sizes, strict=True)], sizes
+        )
+        whole = (before, size, rest)
+        source = ix.along(
+            ix.linear([ix.of(unit), ix.of(number), ix.of(column)], (before, count, rest)),
+            updates.shape,
+        )
+        with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+            e.counters["unit"] = f.binary("udiv", loop.counter, f.constant(pieces, "i64"))
+            piece = f.binary("urem", loop.counter, f.constant(pieces, "i64"))
+            start = f.binary("mul", piece, f.constant(block, "i64"))
+            end = f.binary("add", start, f.constant(block, "i64"))
+            stop = f.intrinsic("llvm.smin", end, f.constant(rest, "i64"))
+
+            def clear(_: int) -> None:
+                at = ix.linear([ix.of(unit), ix.of(target), ix.of(column)], whole)
+                e.store(buffer, ix.along(at, out.shape), zero)
+
+            def clear_row(carried: list[Value]) -> list[Value]:
+                self._along(column, start, stop, clear)
+                return carried
+
+            def add(_: int) -> None:
+                place = ix.linear([ix.of(unit), into, ix.of(column)], whole)
+                at = ix.along(place, out.shape)
+                update, old = e.read(updates, source), e.load(buffer, at)
+                e.store(buffer, at, Reduction(e, operation).sum_of(old, update))
+
+            def add_row(carried: list[Value]) -> list[Value]:
+                self._along(column, start, stop, add)
+                return carried
+
+            self._nested([(target, size)], [], clear_row)
+            if count:
+                self._nested([(number, count)], [], add_row)
+
+    def _check(self, nest: Check) -> None:
+        """Look at every element; record the first that may not be."""
+        e, f, tensor = self.e, self.f, nest.tensor
+        size = tensor.size if nest.place is None else 1
+        if not size:
+            self.units = 0
+            return
+        variable = Variable("i", size)
+        place = ix.of(variable) if nest.place is None else Index(nest.place)
+        shared, code = f.parameter("ptr", "sync"), f.parameter("i64", "code")
+        with f.loop(0, size, nonempty=True) as loop:
+            e.counters["i"] = loop.counter
+            found = e.read(tensor, ix.along(place, tensor.shape))
+            assert isinstance(found, Value)
+            signed = tensor.dtype in dtypes.SIGNED
+            if found.type in ("float", "double"):
+                bad = f.compare("oeq", found, f.constant(0, found.type))
+                wide = f.constant(0, "i64")
+            else:
+                wide = f.convert("sext" if signed else "zext", found, "i64")
+                bad = f.constant(0, "i1")
+                for predicate, bound in (("slt", nest.low), ("sge", nest.high)):
+                    if bound is not None:
+                        test = f.compare(predicate, wide, f.constant(bound, "i64"))
+                        bad = f.binary("or", bad, test)
+                if not nest.allows_zero:
+                    bad = f.binary("or", bad, f.compare("eq", wide, f.constant(0, "i64")))
+            with f.when(bad):
+                f.line(
+                    f"call void @palto_fail(ptr {shared.text}, i64 {code.text}, i64 {wide.text})"
+                )
+
+
+def _merge_rows(
+    rows: list[tuple[Variable, contract.Axis]],
+) -> tuple[list[tuple[Variable, contract.Axis]], dict[str, Index]]:
+    """Neighbouring row axes with one step joined; and what the old variables are in the new."""
+    groups: list[list[tuple[Variable, contract.Axis]]] = []
+    for item in rows:
+        if groups and groups[-1][-1][1].a == item[1].a * item[1].length:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    merged: list[tuple[Variable, contract.Axis]] = []
+    values: dict[str, Index] = {}
+    for group in groups:
+        if len(group) == 1:
+            merged.append(group[0])
+            continue
+        shape = tuple(axis.length for _, axis in group)
+        variable = Variable("+".join(v.key for v, _ in group), math.prod(shape))
+        merged.append((variable, contract.Axis(variable.length, group[-1][1].a)))
+        parts = ix.along(ix.of(variable), shape)
+        values.update({v.key: part for (v, _), part in zip(group, parts, strict=True)})
+    return merged, values

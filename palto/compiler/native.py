@@ -1,0 +1,591 @@
+"""A graph as native code: nests, memory, one function that all threads run, and its calls.
+
+The function's table holds pointers: the arena, a profile or null, then every buffer that is not in
+the arena. Threads run the same steps; a step is divided by its units, or left to thread 0 where it
+is small. A barrier stands before a step that touches what an earlier one still may be using.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from palto.compiler import memory, nests, team
+from palto.compiler import index as ix
+from palto.compiler.fuse import Fuser
+from palto.compiler.llvm import contract, machine
+from palto.compiler.llvm.loops import Emitter, Kernel
+from palto.compiler.memory import Buffer
+from palto.compiler.nests import Check, Group, Nest, Single
+from palto.compiler.prepare import RULES, read_through
+from palto.compiler.simplify import simplify
+from palto.tensor import dtypes
+from palto.tensor.graph import Array, Graph, Operation, Spec, run
+from palto.tensor.primitives import elementwise
+from palto.tensor.tensor import Tensor
+
+#: A step of fewer simple operations than this is left to one thread.
+SMALL = 2**14
+#: Slots of the table before the first buffer.
+_ARENA, _PROFILE, _BUFFERS = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Step:
+    """A nest in the program.
+
+    Attributes:
+        nest: what it computes.
+        kernel: its code; None for what is run from Python.
+        reads, writes: the buffers it uses.
+        work: about how many simple operations it takes.
+        barrier: whether all threads meet before it.
+        writes_cells: whether it changes what lives on after the call.
+    """
+
+    nest: Nest
+    kernel: Kernel | None
+    reads: list[Buffer]
+    writes: list[Buffer]
+    work: int
+    barrier: bool = False
+    writes_cells: bool = False
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether one thread does all of it."""
+        return self.kernel is None or self.kernel.units < 2 or self.work < SMALL
+
+
+class Native:
+    """A graph, compiled.
+
+    Args:
+        graph: what to compute.
+        writes: for each output that a cell takes, its number and the number of the input that is
+            the cell's old value, or None.
+        conditions: the numbers of outputs that must be true before a cell is written, with what
+            is said otherwise.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        writes: dict[int, int | None],
+        conditions: dict[int, str],
+    ) -> None:
+        self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True)
+        self._targets = list(writes)
+        self.checks = _checks(self.graph)
+        self.checks += [
+            Check(self.graph.outputs[number], None, None, False,
+                  functools.partial(_condition_error, message))
+            for number, message in conditions.items()
+        ]  # fmt: skip
+        late = {id(self.graph.outputs[number]) for number in writes}
+        self._fuser = Fuser(self.graph, self.checks, [], late)
+        self._copies: list[Tensor] = []
+        self._buffers: dict[int, Buffer] = {}
+        self._constants: list[Array] = []
+        self._place_inputs()
+        self._place_outputs(writes)
+        self._place_arena()
+        self.steps = [self._step(nest) for nest in self._fuser.nests]
+        self._plan()
+        self._code = machine.load(self._text())
+        self._functions = [
+            self._code.address(f"program{number}") for number in range(len(self._segments))
+        ]
+        self._arena = np.empty(self.arena_bytes + memory.ALIGNMENT, np.uint8)
+        self._pointers: list[int] = []
+
+    # Buffers
+
+    def _place_inputs(self) -> None:
+        for number, x in enumerate(self.graph.inputs):
+            self._buffers.setdefault(id(x), Buffer(x.shape, x.dtype, "input", number))
+
+    def _place_outputs(self, writes: dict[int, int | None]) -> None:
+        self._outputs: list[int] = []
+        for number, x in enumerate(self.graph.outputs):
+            if number not in writes:
+                self._buffers[id(x)] = Buffer(x.shape, x.dtype, "output", len(self._outputs))
+                self._outputs.append(number)
+        for place, (number, source) in enumerate(writes.items()):
+            x = self.graph.outputs[number]
+            target = Buffer(x.shape, x.dtype, "cell", place)
+            if source is None:
+                self._buffers[id(x)] = target
+                continue
+            old = self.graph.inputs[source]
+            target = self._buffers[id(old)]
+            if self._may_overwrite(x, old):
+                self._buffers[id(x)] = target
+            else:
+                self._copy_late(x, target)
+
+    def _may_overwrite(self, x: Tensor, old: Tensor) -> bool:
+        """Whether a cell's new value can be written where the old one lies."""
+        home = self._fuser.home.get(id(x))
+        if not isinstance(home, Group):
+            return x.size == 0
+        if any(m.phase for m in home.members):
+            return False
+        for nest in self._fuser.nests:
+            for tensor, indices in nest.reads:
+                if tensor is not old or nest.position < home.position:
+                    continue
+                if nest is not home or indices is None:
+                    return False
+                if ix.linear(indices, old.shape) != home.place():
+                    return False
+        return True
+
+    def _copy_late(self, x: Tensor, target: Buffer) -> None:
+        """Copy a cell's new value into the cell at the end."""
+        operation = Operation(elementwise.detach, (x,), {})
+        copy = Tensor(x.shape, x.dtype, operation=operation, trace=x.trace)
+        operation.set_outputs((copy,))
+        self._copies.append(copy)
+        if x.size:
+            self._fuser.append_copy(copy)
+        self._buffers[id(copy)] = target
+
+    def _place_arena(self) -> None:
+        """Give memory to every root that another nest, or a later pass, reads."""
+        for nest in self._fuser.nests:
+            for x, _ in nest.reads:
+                home = self._fuser.home.get(id(x))
+                if home is None or id(x) in self._buffers:
+                    continue
+                if home is not nest or isinstance(nest, Single) or self._is_read_later(nest, x):
+                    self._buffers[id(x)] = Buffer(x.shape, x.dtype, "arena")
+
+    def _is_read_later(self, nest: Nest, x: Tensor) -> bool:
+        """Whether a later pass of a group reads what an earlier one computes for each place."""
+        if not isinstance(nest, Group):
+            return False
+        mine = next((m for m in nest.members if m.tensor is x), None)
+        if mine is None or mine.kind != "map":
+            return False
+        for member in nest.members:
+            if member.phase > mine.phase:
+                walk = nests.Walk(self._fuser.is_stored)
+                at = [ix.of(v) for v in nests.variables("w", member.source.shape)]
+                walk.visit(member.source, at, inside=member.source is member.tensor)
+                if any(tensor is x for tensor, _ in walk.reads):
+                    return True
+        return False
+
+    def _stored(self, x: Tensor) -> Buffer | None:
+        buffer = self._buffers.get(id(x))
+        if buffer is None and x._value is not None:
+            buffer = Buffer(x.shape, x.dtype, "constant", len(self._constants))
+            self._constants.append(np.ascontiguousarray(x.array()))
+            self._buffers[id(x)] = buffer
+        return buffer
+
+    # Steps
+
+    def _step(self, nest: Nest) -> Step:
+        writes = [b for x in nest.outputs if (b := self._buffers.get(id(x))) is not None]
+        if isinstance(nest, Group):
+            writes = [b for m in nest.members if (b := self._buffers.get(id(m.tensor)))]
+            if nest.product is not None:
+                own = self._buffers.get(id(nest.product.operation.output()))
+                writes += [own] if own is not None else []
+        kernel = None
+        reads = [b for x, _ in nest.reads if (b := self._stored(x)) is not None]
+        if not (isinstance(nest, Single) and nest.kind in ("library", "scan")):
+            emitter = Emitter(
+                self._stored, self._fuser.is_stored, set(writes), contract.Machine.host()
+            )
+            kernel = emitter.kernel(nest)
+            known = {*reads, *writes}
+            scratch = [b for _, _, b in kernel.arguments if b is not None and b not in known]
+            reads += [b for b in scratch if b.role != "arena"]
+            writes += [b for b in scratch if b.role == "arena"]
+        for buffer in (*reads, *writes):
+            buffer.used(nest.position)
+        step = Step(nest, kernel, reads, writes, _work(nest))
+        step.writes_cells = any(b.role in ("cell", "input") for b in writes)
+        return step
+
+    def _plan(self) -> None:
+        found = {id(b): b for step in self.steps for b in (*step.reads, *step.writes)}
+        arena = [b for b in found.values() if b.role == "arena"]
+        self.arena_bytes = memory.plan(arena)
+        self._table = [b for b in found.values() if b.role != "arena"]
+        self._slots = {id(b): _BUFFERS + i for i, b in enumerate(self._table)}
+        self._segments: list[list[Step]] = [[]]
+        self._between: list[Step] = []
+        pending: list[Step] = []
+        for step in self.steps:
+            if step.kernel is None:
+                self._between.append(step)
+                self._segments.append([])
+                pending = []
+                continue
+            if any(_conflict(earlier, step) for earlier in pending):
+                step.barrier = True
+                pending = []
+            pending.append(step)
+            self._segments[-1].append(step)
+        self._gate()
+
+    def _gate(self) -> None:
+        """The first step that writes a cell waits until every check has been made."""
+        for number, segment in enumerate(self._segments):
+            for step in segment:
+                if step.writes_cells:
+                    step.barrier = True
+                    self._gated = step
+                    return
+        self._gated = None
+
+    # Text
+
+    def _text(self) -> str:
+        declarations: set[str] = set()
+        functions: dict[str, str] = {}
+        bodies: list[str] = []
+        programs: list[str] = []
+        number = 0
+        before_gate = True
+        for place, segment in enumerate(self._segments):
+            lines = ["  %arena = load ptr, ptr %table", *self._loads(segment)]
+            lines += [
+                f"  %profile_slot = getelementptr ptr, ptr %table, i64 {_PROFILE}",
+                "  %profile = load ptr, ptr %profile_slot",
+            ]
+            for step in segment:
+                assert step.kernel is not None
+                declarations |= step.kernel.declarations
+                name = functions.get(step.kernel.text)
+                if name is None:
+                    name = functions[step.kernel.text] = f"nest{len(functions)}"
+                    bodies.append(step.kernel.text.replace("@NAME(", f"@{name}(", 1))
+                if step.barrier:
+                    lines.append(
+                        f"  %leave{number} = call i1 @palto_barrier(ptr %sync, i64 %thread, "
+                        "i64 %threads)"
+                    )
+                    if before_gate:
+                        lines += [
+                            f"  br i1 %leave{number}, label %end, label %go{number}",
+                            f"go{number}:",
+                        ]
+                before_gate &= step is not self._gated
+                lines += self._call(step, name, number)
+                number += 1
+            lines += [
+                f"  call void @note(ptr %profile, i64 {number}, i64 %thread)",
+                "  br label %end",
+                "end:",
+                "  ret void",
+                "}",
+            ]
+            header = f"define void @program{place}(ptr %table, ptr %sync, i64 %thread, i64 %threads)"
+            programs += [header + " {", "entry:", *lines]
+        support = team.SUPPORT + _NOTE
+        declarations = {d for d in declarations if d not in support}
+        return "\n".join([support, *sorted(declarations), *bodies, *programs, ""])
+
+    def _loads(self, segment: Sequence[Step]) -> list[str]:
+        used = {id(b) for step in segment for _, _, b in step.kernel.arguments if b is not None}
+        lines = []
+        for buffer in self._table:
+            if id(buffer) in used:
+                slot = self._slots[id(buffer)]
+                lines += [
+                    f"  %slot{slot} = getelementptr ptr, ptr %table, i64 {slot}",
+                    f"  %pointer{slot} = load ptr, ptr %slot{slot}",
+                ]
+        return lines
+
+    def _call(self, step: Step, name: str, number: int) -> list[str]:
+        kernel = step.kernel
+        assert kernel is not None
+        if not kernel.units:
+            return []
+        lines = [f"  call void @note(ptr %profile, i64 {number}, i64 %thread)"]
+        arguments = []
+        for kind, parameter, buffer in kernel.arguments:
+            if parameter == "sync":
+                text = "%sync"
+            elif parameter == "code":
+                text = str(self.checks.index(step.nest))
+            elif buffer is None:
+                text = f"%{parameter}{number}"
+            elif buffer.role == "arena":
+                text = f"%at{number}_{parameter}"
+                lines.append(f"  {text} = getelementptr i8, ptr %arena, i64 {buffer.offset}")
+            else:
+                text = f"%pointer{self._slots[id(buffer)]}"
+            arguments.append(f"{kind} {text}")
+        if step.is_serial:
+            arguments[:2] = ["i64 0", f"i64 {kernel.units}"]
+            return [
+                *lines,
+                f"  %mine{number} = icmp eq i64 %thread, 0",
+                f"  br i1 %mine{number}, label %do{number}, label %done{number}",
+                f"do{number}:",
+                f"  call void @{name}({', '.join(arguments)})",
+                f"  br label %done{number}",
+                f"done{number}:",
+            ]
+        return [
+            *lines,
+            f"  %next{number} = add i64 %thread, 1",
+            f"  %low{number} = mul i64 %thread, {kernel.units}",
+            f"  %high{number} = mul i64 %next{number}, {kernel.units}",
+            f"  %first{number} = udiv i64 %low{number}, %threads",
+            f"  %last{number} = udiv i64 %high{number}, %threads",
+            f"  call void @{name}({', '.join(arguments)})",
+        ]
+
+    # Running
+
+    def run(self, inputs: Sequence[Array], targets: Sequence[Array]) -> list[Array]:
+        """Run once.
+
+        Args:
+            inputs: the values of the graph's inputs, dense.
+            targets: for each of `writes`, the array that takes the new value; where there is an old
+                one, that input's array itself.
+
+        Returns:
+            The other outputs.
+        """
+        outputs = [
+            np.empty(x.shape, x.dtype) for x in (self.graph.outputs[i] for i in self._outputs)
+        ]
+        arrays = {
+            "input": inputs, "output": outputs, "cell": targets, "constant": self._constants,
+        }  # fmt: skip
+        start = self._arena.__array_interface__["data"][0]
+        start += -start % memory.ALIGNMENT
+        table = np.array(
+            [start, 0]
+            + [arrays[b.role][b.number].__array_interface__["data"][0] for b in self._table],
+            np.uint64,
+        )
+        address = table.__array_interface__["data"][0]
+        threads = team.thread_count()
+        for number, function in enumerate(self._functions):
+            if self._segments[number]:
+                failure = team.run(function, address, threads)
+                if failure is not None:
+                    raise self.checks[failure.code].error(failure.value)
+            if number < len(self._between):
+                self._run_from_python(self._between[number], arrays, start)
+        return outputs
+
+    def _run_from_python(
+        self, step: Step, arrays: dict[str, Sequence[Array]], start: int
+    ) -> None:
+        nest = step.nest
+        assert isinstance(nest, Single)
+        shift = start - self._arena.__array_interface__["data"][0]
+
+        def view(x: Tensor) -> Array:
+            buffer = self._stored(x)
+            if buffer is None:  # nobody reads this output
+                return np.empty(x.shape, x.dtype)
+            if buffer.role != "arena":
+                return arrays[buffer.role][buffer.number]
+            low = shift + buffer.offset
+            return self._arena[low : low + buffer.bytes].view(x.dtype).reshape(x.shape)
+
+        operation = nest.operation
+        values = [view(x) for x in operation.inputs]
+        if nest.kind == "scan":
+            results = self._scans[id(operation)].run(values)
+        else:
+            specs = [Spec(x.shape, x.dtype) for x in operation.outputs]
+            results = run(operation.primitive, values, operation.params, specs)
+        for x, value in zip(operation.outputs, results, strict=True):
+            np.copyto(view(x), value)
+
+    @functools.cached_property
+    def _scans(self) -> dict[int, Scan]:
+        return {
+            id(step.nest.operation): Scan(step.nest.operation)
+            for step in self._between
+            if isinstance(step.nest, Single) and step.nest.kind == "scan"
+        }
+
+
+class Scan:
+    """A loop whose step is a native program."""
+
+    def __init__(self, operation: Operation) -> None:
+        self._params = operation.params
+        self._step = Native(operation.params["body"], {}, {})
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """The last state and the stacked outputs."""
+        params = self._params
+        carries, sequences = params["carries"], params["sequences"]
+        carry = [np.ascontiguousarray(x).reshape(x.shape) for x in inputs[:carries]]
+        xs, constants = inputs[carries : carries + sequences], inputs[carries + sequences :]
+        outputs = self._step.graph.outputs[carries:]
+        ys = [np.empty((params["length"], *y.shape), y.dtype) for y in outputs]
+        steps = range(params["length"])
+        for t in reversed(steps) if params["reverse"] else steps:
+            results = self._step.run([*carry, *(x[t] for x in xs), *constants], [])
+            carry = results[:carries]
+            for y, value in zip(ys, results[carries:], strict=True):
+                y[t] = value
+        return [*carry, *ys]
+
+
+# Threads 0's clock at the beginning of each step, if somebody asks.
+_NOTE = """
+define internal void @note(ptr %profile, i64 %step, i64 %thread) {
+entry:
+  %address = ptrtoint ptr %profile to i64
+  %whether = or i64 %address, %thread
+  %off = icmp eq i64 %address, 0
+  %other = icmp ne i64 %thread, 0
+  %skip = or i1 %off, %other
+  br i1 %skip, label %end, label %write
+write:
+  %now = call i64 @palto_clock()
+  %place = getelementptr i64, ptr %profile, i64 %step
+  store i64 %now, ptr %place, align 8
+  br label %end
+end:
+  ret void
+}
+"""
+
+
+def _conflict(earlier: Step, later: Step) -> bool:
+    """Whether a step may not begin before another has ended on all threads."""
+    if earlier.is_serial and later.is_serial:
+        return False  # both on thread 0, in order
+    return any(
+        _overlap(a, b)
+        for mine, theirs in (
+            (earlier.writes, later.reads), (earlier.writes, later.writes),
+            (earlier.reads, later.writes),
+        )
+        for a in mine
+        for b in theirs
+    )  # fmt: skip
+
+
+def _overlap(a: Buffer, b: Buffer) -> bool:
+    if a is b:
+        return True
+    if a.role != "arena" or b.role != "arena":
+        return False
+    return a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
+
+
+def _work(nest: Nest) -> int:
+    if isinstance(nest, Group):
+        work = math.prod(nest.shape) * (len(nest.members) + len(nest.reads))
+        if nest.product is not None:
+            work += nest.product.operation.primitive.flops(nest.product.operation) // 16
+        return work
+    if isinstance(nest, Check):
+        return 0  # one thread looks at all
+    assert isinstance(nest, Single)
+    operation = nest.operation
+    if nest.kind == "reduce":
+        return math.prod(operation.output().shape) * math.prod(v.length for v in nest.reduced)
+    return max(x.size for x in (*operation.inputs, operation.output()))
+
+
+# Checks
+
+
+def _checks(graph: Graph) -> list[Check]:
+    """What operations demand of their inputs' values."""
+    found: list[Check] = []
+    for operation in graph.operations:
+        name, inputs, params = operation.primitive.name, operation.inputs, operation.params
+        if name in ("gather", "scatter_add"):
+            x, *places = inputs
+            axis = params["axis"]
+            sizes = params.get("sizes") or x.shape[axis : axis + len(places)]
+            for place, size in zip(places, sizes, strict=True):
+                error = functools.partial(_index_error, params["role"], size)
+                found += _check(place, 0, size, error)
+        elif name in ("dynamic_slice", "dynamic_update_slice"):
+            starts = inputs[-1]
+            sizes = params["sizes"] if name == "dynamic_slice" else inputs[1].shape
+            for axis, (n, size) in enumerate(zip(inputs[0].shape, sizes, strict=True)):
+                error = functools.partial(_start_error, axis, n, size)
+                found += _check(starts, 0, n - size + 1, error, axis)
+        elif name in ("floor_divide", "remainder") and inputs[1].dtype in dtypes.INTEGER:
+            found += _check(inputs[1], None, None, functools.partial(_zero_error, name))
+        elif name == "pow" and inputs[1].dtype in dtypes.SIGNED:
+            found += _check(inputs[1], 0, None, _power_error)
+    return found
+
+
+def _check(
+    x: Tensor,
+    low: int | None,
+    high: int | None,
+    error: Callable[[int], Exception],
+    place: int | None = None,
+) -> list[Check]:
+    """The check, unless it is sure to succeed."""
+    if place is None:
+        whole = [ix.of(v) for v in nests.variables("w", x.shape)]
+        kept = ("reshape", "permute", "expand")  # views that show every element
+        x = read_through(
+            x, whole, lambda t: t.operation is None or t.operation.primitive.name not in kept
+        ).tensor
+    if x._value is not None:
+        values = x.array() if place is None else x.array()[place]
+        bad = np.zeros(np.shape(values), np.bool_)
+        if low is None and high is None:
+            bad |= values == 0
+        if low is not None:
+            bad |= values < low
+        if high is not None:
+            bad |= values >= high
+        if not bad.any():
+            return []
+    elif x.operation is not None and x.operation.primitive.name == "iota":
+        length = x.shape[x.operation.params["axis"]]
+        if high is not None and length <= high:
+            return []
+    allows_zero = low is not None or high is not None
+    return [Check(x, low, high, allows_zero, error, place)]
+
+
+def _index_error(role: str, size: int, value: int) -> Exception:
+    allowed = f"from 0 to {size - 1}" if size else "absent: there is nothing to index"
+    return IndexError(f"{role} {value} is out of range: it must be {allowed}")
+
+
+def _start_error(axis: int, n: int, size: int, value: int) -> Exception:
+    return IndexError(
+        f"start {value} is out of range on axis {axis}: a box of {size} in {n} "
+        f"may start at 0 to {n - size}"
+    )
+
+
+def _zero_error(name: str, value: int) -> Exception:
+    what = "division" if name == "floor_divide" else "remainder"
+    hint = "; use float tensors for infinities" if name == "floor_divide" else ""
+    return ZeroDivisionError(f"integer {what} by zero{hint}")
+
+
+def _power_error(value: int) -> Exception:
+    return ValueError("an integer tensor to a negative power; cast it to float32 first")
+
+
+def _condition_error(message: str, value: int) -> Exception:
+    return FloatingPointError(message)
