@@ -17,7 +17,6 @@ alone, so a result does not depend on how its units are divided among threads.
 
 from __future__ import annotations
 
-import functools
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -471,7 +470,7 @@ class _Emitter:
                     self.copy_a(tile, *a_of(line, tile, number, row), walked)
             for panel in p.panels:
                 with self.tile_loop(panel, panels) as (panel_number, column):
-                    b = self.add(block_b, column), strides_b
+                    b: Stream = self.add(block_b, column), strides_b
                     if p.packs_b:
                         place = self.constant(p.kept + p.copied_a)
                         copied = self.copied(panel.size, place, walked)
@@ -519,8 +518,8 @@ class _Emitter:
         self,
         axes: Sequence[Axis],
         indices: Sequence[Value],
-        base: Offsets | None = None,
-    ) -> Offsets:
+        base: tuple[Value, Value] | None = None,
+    ) -> tuple[Value, Value]:
         """How far into a and b some indices are."""
         a, b = base or (self.constant(0), self.constant(0))
         for axis, index in zip(axes, indices, strict=True):
