@@ -1905,7 +1905,7 @@ def difference(
         steady &= np.isfinite(run) == np.isfinite(wide)
         steady &= np.isfinite(run) | (run == wide) | (np.isnan(run) & np.isnan(wide))
         both = np.isfinite(run) & np.isfinite(wide)
-        allowed = max(allowed, float(np.abs(run - wide, where=both, out=np.zeros_like(wide)).max()))
+        allowed = max(allowed, float(np.abs(run[both] - wide[both]).max(initial=0.0)))
     scale = max(scale, largest(wanted))
     allowed = 1.2e-38 if exact else SLACK * allowed + FLOOR[dtype] * scale + 1.2e-38
     with np.errstate(all="ignore"):
