@@ -3,7 +3,9 @@
 Each reduces its argument to a small interval and evaluates a polynomial there, whose coefficients
 (highest power first) minimise the largest relative error and are rounded to float32 one after the
 other. Where 24 bits do not carry the result, the lanes are widened to float64. Infinities, NaN and
-zeros come out as in C; numbers below the smallest normal one may count as zero.
+zeros come out as in C; numbers below the smallest normal one may count as zero. The errors are
+those that tests/compiler/llvm/test_elementwise.py allows: 1 to 2.5 units in the last place, 4.6 for
+tanh and erf.
 """
 
 from __future__ import annotations
@@ -111,7 +113,16 @@ class Lanes:
 
 
 def polynomial(x: Lanes, coefficients: Sequence[float]) -> Lanes:
-    """Horner's rule, from the highest power's coefficient down."""
+    """A polynomial, from the highest power's coefficient down.
+
+    Odd and even powers are summed apart: fewer roundings follow one another, and less waiting.
+    """
+    square, count = x * x, len(coefficients)
+    odd, even = (_horner(square, coefficients[(count + first) % 2 :: 2]) for first in range(2))
+    return odd.fma(x, even)
+
+
+def _horner(x: Lanes, coefficients: Sequence[float]) -> Lanes:
     result = x.number(coefficients[0])
     for coefficient in coefficients[1:]:
         result = result.fma(x, coefficient)
@@ -194,17 +205,17 @@ def _log1p(x: Lanes) -> Lanes:
 
 
 # tanh and erf: x P(x^2) / Q(x^2) up to where they round to 1. All coefficients are positive, so
-# that nothing cancels.
+# that nothing cancels; their last bits are those that made the least error in float32.
 
 _TANH = (
     9.02,
-    (6.32655315e-08, 3.93695882e-05, 0.0049958108, 0.171807006, 1.24629974),
-    (9.19084586e-10, 2.01588364e-06, 0.000524370291, 0.0345692821, 0.587240219, 1.24629974),
+    (5.68438736e-08, 3.53734649e-05, 0.00448872149, 0.154368103, 1.11979675),
+    (8.25796764e-10, 1.81126586e-06, 0.000471145235, 0.0310603976, 0.527633667, 1.11979675),
 )
 _ERF = (
     3.95,
-    (4.00545059e-06, 0.000562857371, 0.00752909714, 0.104540206, 0.378714085, 2.23092318),
-    (7.47975355e-05, 0.00231464114, 0.0297654178, 0.226495966, 0.994660258, 1.97710419),
+    (3.02066746e-06, 0.000424473081, 0.00567799294, 0.0788378865, 0.285603315, 1.68242753),
+    (5.64077927e-05, 0.00174556288, 0.0224472787, 0.170809597, 0.750112593, 1.49101257),
 )
 
 
