@@ -86,7 +86,7 @@ def compiled(plan: Plan) -> Callable[..., None]:
 
     contract.emit(
         f, plan,
-        lambda index: f.load(a, index, x.kind),
+        lambda index, lanes=1: f.load(a, index, x.kind, lanes),
         lambda index, lanes: f.load(b, index, x.kind, lanes),
         p, first, last, finish,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def matmul(m: int, n: int, k: int) -> Contraction:
 
 def matmul_weights(k: int, n: int, m: int) -> Contraction:
     """The product of (m, k) transposed and (m, n), a layer's weight gradient."""
-    return Contraction("float", (), (Axis(k, 1),), n, (Axis(m, k, n),))
+    return Contraction("float", (), (Axis(k, 1),), n, (Axis(m, k, n),), wide_a=True)
 
 
 def convolution(
@@ -126,9 +126,8 @@ def convolution_weights(
         Axis(size, stride * line, size * filters),
         Axis(size, stride * channels, filters),
     )
-    return Contraction(
-        "float", (), (Axis(kernel, line), Axis(kernel * channels, 1)), filters, summed
-    )
+    rows = (Axis(kernel, line), Axis(kernel * channels, 1))
+    return Contraction("float", (), rows, filters, summed, wide_a=True)
 
 
 CONVOLUTIONS = {
@@ -169,7 +168,7 @@ def main() -> None:
     print(machine)
     for setting in [x for x in sys.argv[1:] if "=" in x]:
         name, value = setting.split("=")
-        setattr(contract, name, int(value))
+        setattr(contract, name, float(value))
     wanted = [x for x in sys.argv[1:] if not x.startswith("--") and "=" not in x]
     generator = np.random.default_rng(0)
     for name, contraction in CASES.items():

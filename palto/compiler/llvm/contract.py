@@ -17,7 +17,9 @@ alone, so a result does not depend on how its units are divided among threads.
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +29,16 @@ from pathlib import Path
 from palto.compiler.llvm.builder import Function, Value, size_of
 
 #: Summed elements in a block, about: a block's panel of b should stay in the first cache.
-SUMMED_BLOCK = 384
-#: Below so many summed elements nothing is cut.
-SUMMED_WHOLE = 1024
-#: Pieces of work that are worth having, and the least multiplications and additions in one.
-UNITS = 64
-PACK_ROWS = 48
-PACK_A = 0
-UNIT_FLOPS = 1 << 20
+SUMMED_BLOCK = 320
+#: Up to so many summed elements are not cut.
+SUMMED_WHOLE = 512
+#: The least multiplications and additions that make a unit of their own.
+UNIT_FLOPS = 1 << 18
+#: What copies cost, in time of a tile's multiplications: of a tile's rows, and of a panel of b.
+COPY_A, COPY_B = 0.3, 1.2
+#: From so many bytes between neighbours along so many summed elements, they share few places of the
+#: first cache; what each doubling costs where they are not copied.
+FAR_A, FAR_B, FAR_LENGTH, FAR = 512, 256, 64, 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Machine:
         l1: bytes of a core's first data cache.
         l2: bytes of its second.
         fused: whether it multiplies and adds in one instruction.
+        threads: how many threads share the units.
     """
 
     vector_bytes: int
@@ -54,6 +59,7 @@ class Machine:
     l1: int = 32 << 10
     l2: int = 512 << 10
     fused: bool = True
+    threads: int = 16
 
     @staticmethod
     def host() -> Machine:
@@ -62,12 +68,14 @@ class Machine:
 
         features = llvm.get_host_cpu_features()
         l1, l2 = _cache_size(1, 32 << 10), _cache_size(2, 512 << 10)
-        if features.get("avx512f"):
-            return Machine(64, 32, l1, l2)
-        if features.get("avx2") and features.get("fma"):
-            return Machine(32, 16, l1, l2)
         arm = platform.machine().lower() in ("arm64", "aarch64")
-        return Machine(16, 32 if arm else 16, l1, l2, fused=arm or bool(features.get("fma")))
+        fused = arm or bool(features.get("fma"))
+        vector_bytes, registers = 16, 32 if arm else 16
+        if features.get("avx512f"):
+            vector_bytes, registers = 64, 32
+        elif features.get("avx2") and fused:
+            vector_bytes = 32
+        return Machine(vector_bytes, registers, l1, l2, fused, os.cpu_count() or 1)
 
 
 def _cache_size(level: int, default: int) -> int:
@@ -107,6 +115,7 @@ class Contraction:
         rows: axes of a and the result; tiles run along the last.
         columns: length of the last axis of b and the result; neighbours in b.
         summed: axes of a and b.
+        wide_a: whether `load_a` also takes a number of neighbours, as `load_b` does.
     """
 
     kind: str
@@ -114,6 +123,7 @@ class Contraction:
     rows: tuple[Axis, ...]
     columns: int
     summed: tuple[Axis, ...]
+    wide_a: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +179,11 @@ class Plan:
     cuts: int = 1
     packs_a: bool = False
     packs_b: bool = False
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a vector register."""
+        return self.machine.vector_bytes // size_of(self.contraction.kind)
 
     @property
     def tile_count(self) -> int:
@@ -252,19 +267,21 @@ class Plan:
 def plan(contraction: Contraction, machine: Machine) -> Plan:
     """Choose tiles, blocks and units for a contraction."""
     x = replace(contraction, summed=_merged(contraction.summed))
-    lanes = machine.vector_bytes // size_of(x.kind)
     length = x.rows[-1].length if x.rows else 1
     lines = math.prod(axis.length for axis in x.rows[:-1])
-    pieces = [lanes] * (x.columns // lanes)
-    pieces += [size for size in (8, 4, 2, 1) if x.columns % lanes & size]
+    pieces = _lanes(x.columns, machine.vector_bytes // size_of(x.kind))
     height, vectors = _tile(length, len(pieces), machine.registers)
     tiles = _spans([1] * length, height)
     panels = _spans(pieces, vectors)
     cut, cuts = _cut(x)
-    packs_a = bool(PACK_A) and len(pieces) >= 8
-    packs_b = length * lines >= PACK_ROWS
-    whole = Plan(x, machine, tiles, panels, lines, 1, 1, 1, cut, cuts, packs_a, packs_b)
-    return _units(whole)
+    whole = Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts)
+    return min(_divisions(whole), key=_cost)
+
+
+def _lanes(length: int, most: int) -> list[int]:
+    """Lanes of the vectors that cover a length, without a mask."""
+    rest = length % most
+    return [most] * (length // most) + [size for size in (8, 4, 2, 1) if rest & size]
 
 
 def _merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -343,49 +360,77 @@ def _cut(x: Contraction) -> tuple[int, int]:
     return 0, 1
 
 
-def _footprint(axes: Sequence[Axis]) -> int:
-    """About how many different elements of a such axes reach."""
-    extent = 1 + sum((axis.length - 1) * abs(axis.a) for axis in axes)
-    return min(extent, math.prod(axis.length for axis in axes))
+def _divisions(whole: Plan) -> Iterator[Plan]:
+    """The plan divided into units, with and without copies, in the ways worth considering."""
+    yield whole
+    if not whole.flops:
+        return
+    far_a, far_b = (far > 0 for far in _far(whole))
+    rows = [(n, 1) for n in _powers(whole.lines)]
+    rows += [(whole.lines, n) for n in _powers(whole.tile_count)[1:]]
+    columns = _powers(whole.panel_count)
+    columns += [3 * n for n in columns if 3 * n < whole.panel_count]
+    for (line_blocks, tile_blocks), panel_blocks in itertools.product(rows, columns):
+        p = replace(
+            whole, line_blocks=line_blocks, tile_blocks=tile_blocks, panel_blocks=panel_blocks
+        )
+        if p.units > max(whole.units, p.flops // UNIT_FLOPS):
+            continue
+        for packs_a, packs_b in itertools.product({False, far_a}, {False, far_b}):
+            yield replace(p, packs_a=packs_a, packs_b=packs_b)
 
 
-def _units(whole: Plan) -> Plan:
-    """Cut the rows so that a block of a stays in the second cache, then into enough units."""
-    x = whole.contraction
-    inner = list(x.summed[whole.cut :])
+def _powers(most: int) -> list[int]:
+    """The powers of two below a number, then the number."""
+    return [*(1 << i for i in range(most.bit_length()) if 1 << i < most), most]
+
+
+def _cost(p: Plan) -> float:
+    """The time of all units, about, in multiplications of one tile with one panel."""
+    panels, lines, tiles = p.unit_shape
+    rows = lines * tiles
+    far_a, far_b = _far(p)
+    each = 1.0 + far_a * (not p.packs_a) + far_b * (not p.packs_b)
+    # A block of a that leaves the second cache comes from farther away for each panel.
+    each += 0.15 * min(1.0, max(0.0, 2 * _block_bytes(p) / p.machine.l2 - 1))
+    copies = COPY_A * rows * p.packs_a + COPY_B * panels * p.packs_b
+    unit = each * panels * rows + copies + 0.1
+    # Fewer threads than planned for should find enough units too.
+    threads = p.machine.threads, max(1, 3 * p.machine.threads // 4)
+    return sum(unit * -(-p.units // n) * n for n in threads)
+
+
+def _far(p: Plan) -> tuple[float, float]:
+    """How much longer a multiplication takes because a, or b, is read at large distances."""
+    x = p.contraction
+    if not x.summed or p.block_length < FAR_LENGTH:
+        return 0.0, 0.0
+    size, inner = size_of(x.kind), x.summed[-1]
+    distances = (abs(inner.a) * size, FAR_A), (abs(inner.b) * size, FAR_B)
+    far_a, far_b = (FAR * math.log2(2 * n / least) if n >= least else 0.0 for n, least in distances)
+    return far_a, far_b
+
+
+def _block_bytes(p: Plan) -> int:
+    """About how many bytes of a a unit reads in a block."""
+    x, size = p.contraction, size_of(p.contraction.kind)
+    if p.packs_a:
+        return p.copied_a * size
+    inner = list(x.summed[p.cut :])
     if inner:
-        inner[0] = replace(inner[0], length=-(-inner[0].length // whole.cuts))
-
-    def block_bytes(p: Plan) -> int:
-        left = -(-p.lines // p.line_blocks)
-        axes = []
-        for axis in reversed(x.rows[:-1]):
-            axes.append(replace(axis, length=min(axis.length, left)))
-            left = -(-left // axis.length)
-        if x.rows:
-            axes.append(replace(x.rows[-1], length=-(-x.rows[-1].length // p.tile_blocks)))
-        return _footprint([*axes, *inner]) * size_of(x.kind)
-
-    def finer_rows(p: Plan) -> Plan:
-        if p.line_blocks < p.lines:
-            return replace(p, line_blocks=min(p.lines, 2 * p.line_blocks))
-        return replace(p, tile_blocks=min(p.tile_count, 2 * p.tile_blocks))
-
-    def finer_columns(p: Plan) -> Plan:
-        return replace(p, panel_blocks=min(p.panel_count, 2 * p.panel_blocks))
-
-    p = whole
-    if not p.units:
-        return p
-    while block_bytes(p) > p.machine.l2 // 2 and finer_rows(p) != p:
-        p = finer_rows(p)
-    for finer in (finer_columns, finer_rows):
-        while p.units < UNITS and p.flops > p.units * UNIT_FLOPS and finer(p) != p:
-            p = finer(p)
-    return p
+        inner[0] = replace(inner[0], length=-(-inner[0].length // p.cuts))
+    left, axes = p.unit_shape[1], inner
+    for axis in reversed(x.rows[:-1]):
+        axes.append(replace(axis, length=min(axis.length, left)))
+        left = -(-left // axis.length)
+    if x.rows:
+        axes.append(replace(x.rows[-1], length=-(-x.rows[-1].length // p.tile_blocks)))
+    extent = 1 + sum((axis.length - 1) * abs(axis.a) for axis in axes)
+    return min(extent, math.prod(axis.length for axis in axes)) * size
 
 
-LoadA = Callable[[Value], Value]
+#: One element of a at an offset; with `wide_a` also neighbours, given how many.
+LoadA = Callable[..., Value]
 LoadB = Callable[[Value, int], Value]
 Finish = Callable[[list[Value], list[Value], Value, Value], None]
 
@@ -598,12 +643,18 @@ class _Emitter:
 
     def copy_a(self, tile: Span, source: Stream, target: Stream, walked: Bounds) -> None:
         """Copy a tile's rows of a, neighbours for each index of the summed axes."""
-        step = self.plan.contraction.rows[-1].a if self.plan.contraction.rows else 0
+        x = self.plan.contraction
+        step = x.rows[-1].a if x.rows else 0
+        wide = x.wide_a and step == 1
+        pieces = _lanes(tile.size, self.plan.lanes) if wide else [1] * tile.size
 
         def body(places: list[Value], sums: list[Value]) -> list[Value]:
-            values = [self.load_a(self.add(places[0], i * step)) for i in range(tile.size)]
-            for i, value in enumerate(values):
-                self.f.store(self.buffer, self.add(places[1], i), value)
+            shift = 0
+            for lanes in pieces:
+                place = self.add(places[0], shift * step)
+                value = self.load_a(place) if lanes == 1 else self.load_a(place, lanes)
+                self.f.store(self.buffer, self.add(places[1], shift), value)
+                shift += lanes
             return sums
 
         self.walk([source, target], [], body, walked)

@@ -51,7 +51,8 @@ def compiled(plan, convert=None):
         before = f.load(c, place, x.kind, sums.lanes, changes=True)
         f.store(c, place, f.binary("fadd", before, sums))
 
-    contract.emit(f, plan, lambda i: load(a, i), lambda i, n: load(b, i, n), p, first, last, finish)
+    load_a, load_b = functools.partial(load, a), functools.partial(load, b)
+    contract.emit(f, plan, load_a, load_b, p, first, last, finish)
     text = f.finish().replace("define internal", "define")
     module = llvm.parse_assembly("\n".join([*sorted(f.declarations), text]))
     target = llvm.Target.from_default_triple().create_target_machine(
@@ -151,7 +152,10 @@ def random_contraction(generator):
         summed = tuple(dataclasses.replace(y, length=(y.length + 1) // 2) for y in summed)
     columns = int(generator.choice([1, 2, 3, 4, 7, 8, 10, 15, 16, 17, 24, 33, 47, 64, 100]))
     kind = str(generator.choice(["float", "double"]))
-    return Contraction(kind, batch, rows, columns, summed)
+    wide = generator.integers(0, 2) == 1
+    if wide and rows:
+        rows = (*rows[:-1], dataclasses.replace(rows[-1], a=1))
+    return Contraction(kind, batch, rows, columns, summed, wide)
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -161,6 +165,11 @@ def test_random(seed, monkeypatch):
         monkeypatch.setattr(contract, "SUMMED_BLOCK", 20)
         monkeypatch.setattr(contract, "SUMMED_WHOLE", 30)
         monkeypatch.setattr(contract, "UNIT_FLOPS", 1 << 10)
+    if seed % 4 > 1:  # copies
+        for name in ("FAR_LENGTH", "COPY_A", "COPY_B"):
+            monkeypatch.setattr(contract, name, 0)
+        for name in ("FAR_A", "FAR_B"):
+            monkeypatch.setattr(contract, name, 1)
     check(random_contraction(generator), generator)
 
 
