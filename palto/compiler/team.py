@@ -1,8 +1,9 @@
 """The threads that run a program together.
 
-The caller's thread is number 0; the others are daemon threads of Python. A run is one native call:
-it puts the program into each worker's mailbox, takes part itself, and waits for the workers. So no
-signal handler can come between, and all of them take part in every barrier.
+The caller's thread is number 0; the others are threads of Python that last as long as the process.
+A run is one native call: it puts the program into each worker's mailbox, takes part itself, and
+waits for the workers. So no signal handler can come between, and all of them take part in every
+barrier.
 
 A worker waits in native code, at first: a run then starts within a microsecond. Soon it parks: it
 marks its mailbox, returns to Python and blocks on its own lock. The runner exchanges the mailbox's
@@ -12,6 +13,7 @@ releases its lock; the worker's mark is an exchange too, and fails if a job has 
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import math
 import os
@@ -518,10 +520,7 @@ class _Team:
         while (number := self.size) < threads:
             lock = threading.Lock()
             lock.acquire()
-            arguments = (self._native, self.sync, number, lock)
-            threading.Thread(
-                target=_work, args=arguments, name=f"palto-{number}", daemon=True
-            ).start()
+            _thread.start_new_thread(_work, (self._native, self.sync, number, lock))
             # The lock's own method: in a function of Python's, a signal handler could raise.
             self._callbacks.append(_WAKE_UP(lock.release))
             self._set(_MAILBOXES + number * _LINE + _WAKE, _pointer(self._callbacks[-1]))

@@ -6,10 +6,13 @@ Nothing that is wrong with the cache is an error: then code is compiled, and not
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import hashlib
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -63,6 +66,8 @@ class Code:
 def load(text: str, *, cached: bool = True) -> Code:
     """Compile a module, or take its code from the cache.
 
+    In the main thread, signal handlers run meanwhile, so that Ctrl-C ends it at once.
+
     Args:
         text: LLVM IR, without a target. No optimisation passes run.
         cached: whether to look into the cache, and to store there what was compiled.
@@ -71,16 +76,28 @@ def load(text: str, *, cached: bool = True) -> Code:
         LookupError: a function is declared that neither LLVM nor this process has.
         RuntimeError: LLVM does not accept the text.
     """
-    externals = _EXTERNAL.findall(text)
-    folder = cache_folder() if cached else None
-    if folder is None:
-        return Code(_compile(text), externals)
-    path = folder / f"{hashlib.sha256(_identity() + text.encode()).hexdigest()}.o"
-    image = _read(path)
-    if image is None:
-        image = _compile(text)
-        _store(path, image)
-    return Code(image, externals)
+    if threading.current_thread() is not threading.main_thread():
+        return _load(text, cached)
+    # In a thread of its own: an exception of a signal handler would end LLVM's wrappers anywhere,
+    # with objects freed twice, or would be lost in one of their destructors. A bare thread and
+    # lock, because the Python code of threading does not bear such exceptions either.
+    outcome: list[Code | BaseException] = []
+    done = threading.Lock()
+    done.acquire()
+
+    def work() -> None:
+        try:
+            outcome.append(_load(text, cached))
+        except BaseException as error:
+            outcome.append(error)
+        finally:
+            done.release()
+
+    _thread.start_new_thread(work, ())
+    done.acquire()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def cache_folder() -> Path | None:
@@ -96,6 +113,20 @@ def cache_folder() -> Path | None:
     import pooch
 
     return Path(pooch.os_cache("palto")) / "compiled"
+
+
+def _load(text: str, cached: bool) -> Code:
+    with _loading:
+        externals = _EXTERNAL.findall(text)
+        folder = cache_folder() if cached else None
+        if folder is None:
+            return Code(_compile(text), externals)
+        path = folder / f"{hashlib.sha256(_identity() + text.encode()).hexdigest()}.o"
+        image = _read(path)
+        if image is None:
+            image = _compile(text)
+            _store(path, image)
+        return Code(image, externals)
 
 
 def _compile(text: str) -> bytes:
@@ -192,3 +223,19 @@ def _evict(folder: Path) -> None:
         with suppress(OSError):
             os.unlink(path)
         excess -= size
+
+
+# LLVM does one thing at a time anyway. The process neither ends nor forks in the middle of it.
+_loading = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_loading.acquire,
+        after_in_parent=_loading.release,
+        after_in_child=_loading.release,
+    )
+
+
+@atexit.register
+def _finish() -> None:
+    with _loading:
+        pass
