@@ -103,6 +103,11 @@ def matmul_weights(k: int, n: int, m: int) -> Contraction:
     return Contraction("float", (), (Axis(k, 1),), n, (Axis(m, k, n),), wide_a=True)
 
 
+def matmul_turned(m: int, n: int, k: int) -> Contraction:
+    """The product of (m, k) and (n, k) transposed, a layer's outputs from weights (n, k)."""
+    return Contraction("float", (), (Axis(m, k),), n, (Axis(k, 1, 1),), column_b=k)
+
+
 def convolution(
     images: int, size: int, channels: int, filters: int, kernel: int, stride: int = 1
 ) -> Contraction:
@@ -148,6 +153,9 @@ CASES = {
     "matmul 1x128x784": matmul(1, 128, 784),
     "matmul 64x10x128": matmul(64, 10, 128),
     "matmul 2048x1x512": matmul(2048, 1, 512),
+    "x w^T 2048x768x192": matmul_turned(2048, 768, 192),
+    "x w^T 2048x192x768": matmul_turned(2048, 192, 768),
+    "x w^T 64x128x784": matmul_turned(64, 128, 784),
     "x^T y 768x192 over 2048": matmul_weights(768, 192, 2048),
     "x^T y 784x128 over 64": matmul_weights(784, 128, 64),
     **{f"forward {name}": convolution(*shape) for name, shape in CONVOLUTIONS.items()},
@@ -180,7 +188,8 @@ def main() -> None:
         run = compiled(plan)
         compile_seconds = time.perf_counter() - start
         size_a = extent([(y.length, y.a) for y in (*x.batch, *x.rows, *x.summed)])
-        size_b = extent([(y.length, y.b) for y in (*x.batch, *x.summed)]) + x.columns - 1
+        size_b = extent([(y.length, y.b) for y in (*x.batch, *x.summed)])
+        size_b += (x.columns - 1) * x.column_b
         size_c = math.prod(y.length for y in (*x.batch, *x.rows)) * x.columns
         a = generator.standard_normal(size_a, np.float32)
         b = generator.standard_normal(size_b, np.float32)

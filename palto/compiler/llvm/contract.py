@@ -29,9 +29,9 @@ from pathlib import Path
 from palto.compiler.llvm.builder import Function, Value, size_of
 
 #: Summed elements in a block, about: a block's panel of b should stay in the first cache.
-SUMMED_BLOCK = 320
+SUMMED_BLOCK = 384
 #: Up to so many summed elements are not cut.
-SUMMED_WHOLE = 512
+SUMMED_WHOLE = 800
 #: The least multiplications and additions that make a unit of their own.
 UNIT_FLOPS = 1 << 18
 #: What copies cost, in time of a tile's multiplications: of a tile's rows, and of a panel of b.
@@ -116,6 +116,8 @@ class Contraction:
         columns: length of the last axis of b and the result; neighbours in b.
         summed: axes of a and b.
         wide_a: whether `load_a` also takes a number of neighbours, as `load_b` does.
+        column_b: elements between neighbouring columns in b. Where it is not 1, b is always copied,
+            so it may lie in memory the other way round, as weights (outputs, inputs) do.
     """
 
     kind: str
@@ -124,6 +126,7 @@ class Contraction:
     columns: int
     summed: tuple[Axis, ...]
     wide_a: bool = False
+    column_b: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +270,8 @@ class Plan:
 def plan(contraction: Contraction, machine: Machine) -> Plan:
     """Choose tiles, blocks and units for a contraction."""
     x = replace(contraction, summed=_merged(contraction.summed))
+    if x.columns == 1:
+        x = replace(x, column_b=1)
     length = x.rows[-1].length if x.rows else 1
     lines = math.prod(axis.length for axis in x.rows[:-1])
     pieces = _lanes(x.columns, machine.vector_bytes // size_of(x.kind))
@@ -274,7 +279,8 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     tiles = _spans([1] * length, height)
     panels = _spans(pieces, vectors)
     cut, cuts = _cut(x)
-    whole = Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts)
+    turned = x.column_b != 1
+    whole = Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts, packs_b=turned)
     return min(_divisions(whole), key=_cost)
 
 
@@ -366,6 +372,7 @@ def _divisions(whole: Plan) -> Iterator[Plan]:
     if not whole.flops:
         return
     far_a, far_b = (far > 0 for far in _far(whole))
+    far_b = far_b or whole.packs_b
     rows = [(n, 1) for n in _powers(whole.lines)]
     rows += [(whole.lines, n) for n in _powers(whole.tile_count)[1:]]
     columns = _powers(whole.panel_count)
@@ -376,7 +383,7 @@ def _divisions(whole: Plan) -> Iterator[Plan]:
         )
         if p.units > max(whole.units, p.flops // UNIT_FLOPS):
             continue
-        for packs_a, packs_b in itertools.product({False, far_a}, {False, far_b}):
+        for packs_a, packs_b in itertools.product({False, far_a}, {whole.packs_b, far_b}):
             yield replace(p, packs_a=packs_a, packs_b=packs_b)
 
 
@@ -515,7 +522,7 @@ class _Emitter:
                     self.copy_a(tile, *a_of(line, tile, number, row), walked)
             for panel in p.panels:
                 with self.tile_loop(panel, panels) as (panel_number, column):
-                    b: Stream = self.add(block_b, column), strides_b
+                    b: Stream = self.add(block_b, self.times(column, x.column_b)), strides_b
                     if p.packs_b:
                         place = self.constant(p.kept + p.copied_a)
                         copied = self.copied(panel.size, place, walked)
@@ -661,15 +668,61 @@ class _Emitter:
 
     def copy_b(self, panel: Span, source: Stream, target: Stream, walked: Bounds) -> None:
         """Copy a panel of b, neighbours for each index of the summed axes."""
+        f, step, lanes = self.f, self.plan.contraction.column_b, self.plan.lanes
+        axes = self.plan.contraction.summed[self.plan.cut :]
+        pieces = [(sum(panel.pieces[:i]), n) for i, n in enumerate(panel.pieces)]
+
+        def copy(places: list[Value], pieces: Sequence[tuple[int, int]]) -> None:
+            for shift, n in pieces:
+                value = self.load_b(self.add(places[0], shift * step), n)
+                f.store(self.buffer, self.add(places[1], shift), value)
 
         def body(places: list[Value], sums: list[Value]) -> list[Value]:
-            for i, lanes in enumerate(panel.pieces):
-                shift = sum(panel.pieces[:i])
-                value = self.load_b(self.add(places[0], shift), lanes)
-                self.f.store(self.buffer, self.add(places[1], shift), value)
+            copy(places, pieces if step == 1 else [(i + j, 1) for i, n in pieces for j in range(n)])
             return sums
 
-        self.walk([source, target], [], body, walked)
+        def turned(places: list[Value], sums: list[Value]) -> list[Value]:
+            """The innermost axis, whose indices are neighbours: squares, then what is left."""
+            low, high = walked if len(axes) == 1 else (0, axes[-1].length)
+            start, stop = self.constant(low), self.constant(high)
+            squares = self.times(self.over(f.binary("sub", stop, start), lanes), lanes)
+            middle = self.add(start, squares)
+            for first, last, many in ((start, middle, lanes), (middle, stop, 1)):
+                with f.loop(first, last, many) as loop:
+                    at = self.add(places[0], loop.counter)
+                    to = self.add(places[1], self.times(loop.counter, panel.size))
+                    for shift, n in pieces:
+                        columns = [self.add(at, (shift + j) * step) for j in range(n)]
+                        vectors = [self.load_b(column, many) for column in columns]
+                        if n == many > 1:
+                            vectors = self.transposed(vectors)
+                            for j, vector in enumerate(vectors):
+                                place = self.add(to, shift + j * panel.size)
+                                f.store(self.buffer, place, vector)
+                            continue
+                        for j, vector in enumerate(vectors):
+                            for lane in range(many):
+                                place = self.add(to, shift + j + lane * panel.size)
+                                f.store(self.buffer, place, f.extract(vector, lane))
+            return sums
+
+        if step != 1 and axes and axes[-1].b == 1:
+            self.walk([source, target], [], turned, walked, last=len(axes) - 1)
+        else:
+            self.walk([source, target], [], body, walked)
+
+    def transposed(self, rows: list[Value]) -> list[Value]:
+        """The columns of a square of vectors."""
+        lanes, half = len(rows), len(rows) // 2
+        while half:
+            for i in range(lanes):
+                if not i & half:
+                    x, y = rows[i], rows[i + half]
+                    even = [n if not n & half else lanes + n - half for n in range(lanes)]
+                    odd = [n + half if not n & half else lanes + n for n in range(lanes)]
+                    rows[i], rows[i + half] = self.f.shuffle(x, y, even), self.f.shuffle(x, y, odd)
+            half //= 2
+        return rows
 
     def sums(self, tile: Span, panel: Span, a: Stream, b: Stream, walked: Bounds) -> Grid:
         """The sums of a tile over a block, vectors of columns for each row."""
@@ -707,14 +760,20 @@ class _Emitter:
         return [flat[i : i + len(lanes)] for i in range(0, len(flat), len(lanes))]
 
     def walk(
-        self, streams: list[Stream], sums: list[Value], body: Body, bounds: Bounds, depth: int = 0
+        self,
+        streams: list[Stream],
+        sums: list[Value],
+        body: Body,
+        bounds: Bounds,
+        depth: int = 0,
+        last: int | None = None,
     ) -> list[Value]:
-        """Loops over a block's summed axes that carry places and sums."""
+        """Loops over a block's summed axes, up to the last, that carry places and sums."""
         axes = self.plan.contraction.summed[self.plan.cut :]
         if any(axis.length == 0 for axis in axes):
             return sums
         places = [place for place, _ in streams]
-        if depth == len(axes):
+        if depth == (len(axes) if last is None else last):
             return body(places, sums)
         start, stop = bounds if depth == 0 else (0, axes[depth].length)
         steps = [strides[depth] for _, strides in streams]
@@ -726,7 +785,7 @@ class _Emitter:
             moving = [loop.carry(place) for place in places]
             carried = [loop.carry(x) for x in sums]
             inner = [(place, strides) for place, (_, strides) in zip(moving, streams, strict=True)]
-            after = self.walk(inner, carried, body, bounds, depth + 1)
+            after = self.walk(inner, carried, body, bounds, depth + 1, last)
             for place, step in zip(moving, steps, strict=True):
                 loop.update(place, self.add(place, step))
             for phi, value in zip(carried, after, strict=True):

@@ -93,7 +93,7 @@ def expected(x, a, b):
 
     both = [*x.batch, *x.summed]
     wide_a = view(a, axes, [axis.a for axis in axes])
-    wide_b = view(b, both, [axis.b for axis in both], [(x.columns, 1)])
+    wide_b = view(b, both, [axis.b for axis in both], [(x.columns, x.column_b)])
     formula = f"{letters},{batch + summed}z->{letters[: cuts[1]]}z"
     path = [
         np.einsum(formula, p, q, optimize=True)
@@ -107,7 +107,9 @@ def buffers(x, generator):
     axes = [*x.batch, *x.rows, *x.summed]
     sizes = (
         1 + sum((axis.length - 1) * axis.a for axis in axes if axis.length),
-        x.columns + sum((axis.length - 1) * axis.b for axis in axes if axis.length),
+        1
+        + (x.columns - 1) * x.column_b
+        + sum((axis.length - 1) * axis.b for axis in axes if axis.length),
     )
     return [generator.standard_normal(n).astype(TYPES[x.kind]) for n in sizes]
 
@@ -155,7 +157,10 @@ def random_contraction(generator):
     wide = generator.integers(0, 2) == 1
     if wide and rows:
         rows = (*rows[:-1], dataclasses.replace(rows[-1], a=1))
-    return Contraction(kind, batch, rows, columns, summed, wide)
+    column_b = int(generator.choice([1, 1, 3, 50]))
+    if summed and column_b > 1 and generator.integers(0, 2):
+        summed = (*summed[:-1], dataclasses.replace(summed[-1], b=1))
+    return Contraction(kind, batch, rows, columns, summed, wide, column_b)
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -184,6 +189,16 @@ def matmul(m, n, k, kind="float"):
 @pytest.mark.parametrize("kind", ["float", "double"])
 def test_matmul(m, n, k, kind):
     check(matmul(m, n, k, kind), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "m, n, k", [(1, 10, 20), (30, 64, 100), (5, 29, 1000), (3, 8, 7), (9, 5, 1)]
+)
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_turned_weights(m, n, k, kind):
+    """Weights (outputs, inputs)."""
+    x = Contraction(kind, (), (Axis(m, k),), n, (Axis(k, 1, 1),), column_b=k)
+    check(x, np.random.default_rng(0))
 
 
 def convolution(images, size, channels, filters, kernel, stride):
