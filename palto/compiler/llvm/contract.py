@@ -34,6 +34,8 @@ SUMMED_BLOCK = 384
 SUMMED_WHOLE = 800
 #: The least multiplications and additions that make a unit of their own.
 UNIT_FLOPS = 1 << 18
+#: What a block of a costs that leaves the second cache.
+AWAY = 0.06
 #: What copies cost, in time of a tile's multiplications: of a tile's rows, and of a panel of b.
 COPY_A, COPY_B = 0.3, 1.2
 #: From so many bytes between neighbours along so many summed elements, they share few places of the
@@ -229,7 +231,7 @@ class Plan:
     @property
     def kept(self) -> int:
         """Elements of unfinished sums that a unit keeps."""
-        return math.prod(self.unit_shape) * self.tile_sums if self.blocks > 1 else 0
+        return _whole_lines(math.prod(self.unit_shape) * self.tile_sums) if self.blocks > 1 else 0
 
     @property
     def block_length(self) -> int:
@@ -238,16 +240,21 @@ class Plan:
         return -(-x[0].length // self.cuts) * math.prod(y.length for y in x[1:]) if x else 1
 
     @property
+    def tile_copy(self) -> int:
+        """Elements of a copy of a tile's rows of a, over a block."""
+        height = max((x.size for x in self.tiles), default=0)
+        return _whole_lines(height * self.block_length)
+
+    @property
     def copied_a(self) -> int:
         """Elements of the copy of a that a unit keeps."""
-        height = max((x.size for x in self.tiles), default=0)
-        return math.prod(self.unit_shape[1:]) * height * self.block_length if self.packs_a else 0
+        return math.prod(self.unit_shape[1:]) * self.tile_copy if self.packs_a else 0
 
     @property
     def copied_b(self) -> int:
         """Elements of the copy of b that a unit keeps."""
         width = max((x.size for x in self.panels), default=0)
-        return width * self.block_length if self.packs_b else 0
+        return _whole_lines(width * self.block_length) if self.packs_b else 0
 
     @property
     def share(self) -> int:
@@ -265,6 +272,11 @@ class Plan:
         x = self.contraction
         axes = (*x.batch, *x.rows, *x.summed)
         return 2 * x.columns * math.prod(axis.length for axis in axes)
+
+
+def _whole_lines(elements: int) -> int:
+    """As many elements or more, so that what follows begins with a line of the cache."""
+    return -(-elements // 16) * 16
 
 
 def plan(contraction: Contraction, machine: Machine) -> Plan:
@@ -399,7 +411,7 @@ def _cost(p: Plan) -> float:
     far_a, far_b = _far(p)
     each = 1.0 + far_a * (not p.packs_a) + far_b * (not p.packs_b)
     # A block of a that leaves the second cache comes from farther away for each panel.
-    each += 0.15 * min(1.0, max(0.0, 2 * _block_bytes(p) / p.machine.l2 - 1))
+    each += AWAY * min(1.0, max(0.0, 2 * _block_bytes(p) / p.machine.l2 - 1))
     copies = COPY_A * rows * p.packs_a + COPY_B * panels * p.packs_b
     unit = each * panels * rows + copies + 0.1
     # Fewer threads than planned for should find enough units too.
@@ -514,7 +526,7 @@ class _Emitter:
                 """A tile's rows of a, where they are and where they are copied to."""
                 start, _ = self.offsets(x.rows, self.row_indices(line, row), (block_a, block_b))
                 slot = self.number((line, number), firsts[1:], p.unit_shape[1:])
-                place = self.times(slot, p.copied_a // math.prod(p.unit_shape[1:]))
+                place = self.times(slot, p.tile_copy)
                 return (start, strides_a), self.copied(tile.size, self.add(place, p.kept), walked)
 
             if p.packs_a:
