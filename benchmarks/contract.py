@@ -88,7 +88,7 @@ def compiled(plan: Plan) -> Callable[..., None]:
         f, plan,
         lambda index, lanes=1: f.load(a, index, x.kind, lanes),
         lambda index, lanes: f.load(b, index, x.kind, lanes),
-        p, first, last, finish,
+        p, first, last, finish, lambda index: f.prefetch(b, index, x.kind),
     )  # fmt: skip
     return native(f, [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64])
 

@@ -379,6 +379,12 @@ class Function:
         )
         return self.to_bool(result) if kind == "i1" else result
 
+    def prefetch(self, pointer: Value, index: Value, kind: str) -> None:
+        """Start to fetch the line of an element that is read soon; the address may be anything."""
+        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        address = self.offset(pointer, index, kind)
+        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 0, i32 2, i32 1)")
+
     def store(self, pointer: Value, index: Value, value: Value) -> None:
         """Write neighbouring elements, from `index` on."""
         address = self.offset(pointer, index, value.type)

@@ -52,7 +52,10 @@ def compiled(plan, convert=None):
         f.store(c, place, f.binary("fadd", before, sums))
 
     load_a, load_b = functools.partial(load, a), functools.partial(load, b)
-    contract.emit(f, plan, load_a, load_b, p, first, last, finish)
+    contract.emit(
+        f, plan, load_a, load_b, p, first, last, finish,
+        lambda index: f.prefetch(b, index, kind),
+    )  # fmt: skip
     text = f.finish().replace("define internal", "define")
     module = llvm.parse_assembly("\n".join([*sorted(f.declarations), text]))
     target = llvm.Target.from_default_triple().create_target_machine(
