@@ -92,8 +92,9 @@ define internal void @palto_leave(i32 %before) {
 #:
 #: ``i1 @palto_barrier(ptr sync, i64 thread, i64 threads)`` returns when all threads have arrived;
 #: every thread gets the same answer: whether a failure or an interruption was recorded before.
-#: ``void @palto_fail(ptr sync, i64 code, i64 value)`` records a failure: the smallest code stays,
-#: and of equal ones the first. ``i64 @palto_clock()`` counts cycles, see `cycles_per_second`.
+#: ``void @palto_fail(ptr sync, i64 code, i64 value)`` records a failure: the smallest code stays
+#: (from 0 on), and of equal ones the first.
+#: ``i64 @palto_clock()`` counts cycles; see `cycles_per_second`.
 SUPPORT: str = f"""
 declare i64 @llvm.readcyclecounter()
 declare i32 @{_yield}()
