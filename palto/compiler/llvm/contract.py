@@ -464,6 +464,8 @@ def emit(
     last: Value,
     finish: Finish,
     prefetch_b: Callable[[Value], None] | None = None,
+    *,
+    private: bool = False,
 ) -> None:
     """Write the loops over some units.
 
@@ -479,11 +481,12 @@ def emit(
             axis, the column of its first lane, and the sums.
         prefetch_b: starts to fetch what `load_b` will read; 1-5 % for a b that the caches do not
             hold. The offset may lie beyond b.
+        private: whether no other thread uses the buffer; then `plan.share` elements are enough.
     """
     if plan.units:
         with f.loop(first, last) as loop:
             # One call needs one unit's share, which no other call touches: that of its first.
-            region = f.binary("mul", first, f.constant(plan.share, "i64"))
+            region = f.binary("mul", first, f.constant(0 if private else plan.share, "i64"))
             emitter = _Emitter(f, plan, load_a, load_b, partial, region, finish, prefetch_b)
             emitter.unit(loop.counter)
 
