@@ -12,7 +12,10 @@ kernel column x channel); its weight gradient has rows (kernel row, kernel colum
 summed axes (image, output row, output column). Groups are a batch axis.
 
 Each sum is added in the order of the summed axes, in blocks whose sizes depend on the shape
-alone, so a result does not depend on how its units are divided among threads.
+alone, so a result depends neither on the tiles nor on how threads divide the units.
+
+Where the memory of a or b is walked in large steps, a unit first copies what it reads again and
+again: tiles of a, and of b a panel at a time. So b may also be transposed.
 """
 
 from __future__ import annotations
@@ -692,15 +695,13 @@ class _Emitter:
         axes = self.plan.contraction.summed[self.plan.cut :]
         pieces = [(sum(panel.pieces[:i]), n) for i, n in enumerate(panel.pieces)]
 
-        def copy(places: list[Value], pieces: Sequence[tuple[int, int]]) -> None:
-            for shift, n in pieces:
-                value = self.load_b(self.add(places[0], shift * step), n)
-                f.store(self.buffer, self.add(places[1], shift), value)
-
         def body(places: list[Value], sums: list[Value]) -> list[Value]:
             if self.prefetch_b and step == 1:  # the next panel's part, on the same page
                 self.prefetch_b(self.add(places[0], panel.size))
-            copy(places, pieces if step == 1 else [(i + j, 1) for i, n in pieces for j in range(n)])
+            singles = [(i + j, 1) for i, n in pieces for j in range(n)]
+            for shift, n in pieces if step == 1 else singles:
+                value = self.load_b(self.add(places[0], shift * step), n)
+                f.store(self.buffer, self.add(places[1], shift), value)
             return sums
 
         def turned(places: list[Value], sums: list[Value]) -> list[Value]:
@@ -717,15 +718,17 @@ class _Emitter:
                         columns = [self.add(at, (shift + j) * step) for j in range(n)]
                         vectors = [self.load_b(column, many) for column in columns]
                         if n == many > 1:
-                            vectors = self.transposed(vectors)
-                            for j, vector in enumerate(vectors):
-                                place = self.add(to, shift + j * panel.size)
-                                f.store(self.buffer, place, vector)
-                            continue
-                        for j, vector in enumerate(vectors):
-                            for lane in range(many):
-                                place = self.add(to, shift + j + lane * panel.size)
-                                f.store(self.buffer, place, f.extract(vector, lane))
+                            square = self.transposed(vectors)
+                            parts = [(lane, 0, vector) for lane, vector in enumerate(square)]
+                        else:
+                            parts = [
+                                (lane, j, f.extract(vector, lane))
+                                for j, vector in enumerate(vectors)
+                                for lane in range(many)
+                            ]
+                        for lane, j, part in parts:
+                            place = self.add(to, shift + j + lane * panel.size)
+                            f.store(self.buffer, place, part)
             return sums
 
         if step != 1 and axes and axes[-1].b == 1:
@@ -750,25 +753,16 @@ class _Emitter:
         """The sums of a tile over a block, vectors of columns for each row."""
         f, p, lanes = self.f, self.plan, panel.pieces
         kind = p.contraction.kind
-        step = p.contraction.rows[-1].a if p.contraction.rows else 0
+        step = p.contraction.rows[-1].a if p.contraction.rows and not p.packs_a else 1
+        read_a = self.read_copy if p.packs_a else self.load_a
+        read_b = self.read_copy if p.packs_b else self.load_b
 
         def body(places: list[Value], sums: list[Value]) -> list[Value]:
             """The microkernel: each row's element times the vectors of b, added to the sums."""
-            at_b = [self.add(places[1], sum(lanes[:i])) for i in range(len(lanes))]
-            at_a = [self.add(places[0], i * (1 if p.packs_a else step)) for i in range(tile.size)]
-            if p.packs_b:
-                vectors = [
-                    f.load(self.buffer, place, kind, n, changes=True)
-                    for place, n in zip(at_b, lanes, strict=True)
-                ]
-            else:
-                vectors = [self.load_b(place, n) for place, n in zip(at_b, lanes, strict=True)]
+            vectors = [read_b(self.add(places[1], sum(lanes[:i])), n) for i, n in enumerate(lanes)]
             result: list[Value] = []
-            for place in at_a:
-                if p.packs_a:
-                    element = f.load(self.buffer, place, kind, changes=True)
-                else:
-                    element = self.load_a(place)
+            for row in range(tile.size):
+                element = read_a(self.add(places[0], row * step))
                 for vector in vectors:
                     total = sums[len(result)]
                     if p.machine.fused:
@@ -780,6 +774,11 @@ class _Emitter:
         zeros = [f.constant(0, kind, n) for _ in range(tile.size) for n in lanes]
         flat = self.walk([a, b], zeros, body, walked)
         return [flat[i : i + len(lanes)] for i in range(0, len(flat), len(lanes))]
+
+    def read_copy(self, place: Value, lanes: int = 1) -> Value:
+        """Neighbours in a copy; it changes, so the load stays where it is written."""
+        kind = self.plan.contraction.kind
+        return self.f.load(self.buffer, place, kind, lanes, changes=True)
 
     def walk(
         self,

@@ -234,7 +234,7 @@ def test_convolution(form, shape):
     check(form(*shape), np.random.default_rng(0))
 
 
-def test_narrow_vectors():
+def test_other_registers():
     """A tile for other registers is right too, whatever this computer has."""
     for machine in (
         Machine(16, 16),
@@ -243,6 +243,19 @@ def test_narrow_vectors():
         Machine(16, 16, fused=False),
     ):
         check(matmul(45, 83, 29), np.random.default_rng(0), machine)
+
+
+def test_tiles_and_caches_do_not_change_a_bit():
+    x = convolution_weights(7, 13, 16, 64, 3, 1)
+    a, b = buffers(x, np.random.default_rng(0))
+    machines = [
+        Machine(32, 16), Machine(16, 16, 1 << 10, 1 << 12, threads=1), Machine(32, 32, threads=3),
+    ]  # fmt: skip
+    plans = [contract.plan(x, machine) for machine in machines]
+    results = [run(p, compiled(p), a, b, [(0, p.units)]) for p in plans]
+    assert plans[0].blocks > 1
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_threads_share_large_work():
