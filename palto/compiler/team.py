@@ -32,7 +32,7 @@ from palto.compiler.llvm import machine
 MAX_THREADS = 1024
 
 _NO_FAILURE = (1 << 63) - 1  # as a code: no failure has been recorded
-_PATIENCE = 5e-6  # seconds for which a thread waits before it gives way to others at every turn
+_PATIENCE = 20e-6  # seconds for which a thread waits before it gives way to others at every turn
 _YIELDS = 200  # how often it does so, about 70 us if nobody wants to run, before it parks
 _LISTEN_INTERVAL = 0.08  # seconds between two looks for signals
 
