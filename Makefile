@@ -5,14 +5,15 @@ ARGS ?=
 
 python := .venv/bin/python
 extras-test := [test]
+extras-bench := [bench]
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup-run setup-test clean
+.PHONY: help run test lint bench setup-run setup-test setup-bench clean
 
 help: ## list these goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  ARGS="..."         options for the program that run or test starts'
+	@echo '  ARGS="..."         options for the program that run, test or bench starts'
 	@echo '  PYTHON=python3.12  the Python that .venv is made with (make clean first)'
 
 run: setup-run ## train a small image classifier
@@ -26,13 +27,16 @@ lint: setup-test ## ruff and mypy
 	$(python) -m ruff check .
 	$(python) -m mypy
 
+bench: setup-bench ## training steps beside PyTorch's
+	@$(python) benchmarks/training.py $(ARGS)
+
 clean: ## remove .venv, caches and build output
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # .venv is ready while .venv/ready-* equals pyproject.toml; then nothing touches the network.
 # .venv/unfinished means that an installation was interrupted: that .venv is made afresh.
-setup-run setup-test: setup-%:
+setup-run setup-test setup-bench: setup-%:
 	@trap 'exit 130' INT TERM; \
 	if [ -e .venv/unfinished ] || ! $(python) -c '' 2>/dev/null; then rm -rf .venv; fi; \
 	if cmp -s pyproject.toml .venv/ready-$*; then exit 0; fi; \
