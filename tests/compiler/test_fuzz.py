@@ -19,6 +19,11 @@ from . import fuzz
 GRAPHS, GROUP = 160, 20
 
 
+@pytest.fixture(autouse=True)
+def threads_can_be_set(monkeypatch):
+    monkeypatch.delenv("PALTO_THREADS", raising=False)
+
+
 @pytest.mark.parametrize("start", range(0, GRAPHS, GROUP))
 def test_random_graphs(start):
     for seed in range(start, start + GROUP):

@@ -29,8 +29,9 @@ needs_threads = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def same_numbers_and_threads():
+def same_numbers_and_threads(monkeypatch):
     """The same random numbers whatever ran before, and the same threads afterwards."""
+    monkeypatch.delenv("PALTO_THREADS", raising=False)  # goes before palto.set_num_threads
     global _random
     _random = np.random.default_rng(5)
     before = getattr(palto, "get_num_threads", lambda: 1)()
