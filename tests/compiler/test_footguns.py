@@ -34,7 +34,8 @@ def same(function, *calls):
     compiled = palto.compile(function)
     for args in calls:
         expected = function(*[palto.asarray(a) if isinstance(a, np.ndarray) else a for a in args])
-        np.testing.assert_array_equal(np.asarray(compiled(*args)), np.asarray(expected))
+        # Exact but for the last bits of functions such as tanh, which NumPy computes otherwise.
+        np.testing.assert_allclose(np.asarray(compiled(*args)), np.asarray(expected), rtol=1e-6)
     return compiled
 
 

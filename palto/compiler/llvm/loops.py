@@ -247,7 +247,7 @@ class Emitter:
 
     def _keep(self, member: Member, element: Element, place: Index, row: Index) -> None:
         where = place if member.kind == "map" else row
-        if member.offset is None:
+        if member.source.size == member.tensor.size or member.kind == "reduce":  # no mere part
             self.e.known[id(member.tensor)] = where, element
         buffer = self._stored(member.tensor)
         if buffer is not None:
@@ -466,8 +466,7 @@ class Emitter:
         def term(state: list[Value]) -> list[Value]:
             e.round += 1
             reads = nests.terms(operation, at, over_at)
-            zero = e.immediate(0, x.dtype)
-            elements = [e.read_or(read, zero) for read in reads]
+            elements = [e.read_or(read, e.immediate(0, read.tensor.dtype)) for read in reads]
             return reduction.add(state, elements, (over_at, e.truth(reads[0].conditions)))
 
         def store(state: list[Value]) -> None:
