@@ -438,7 +438,7 @@ class Scan:
         ys = [np.empty((params["length"], *y.shape), y.dtype) for y in outputs]
         steps = range(params["length"])
         for t in reversed(steps) if params["reverse"] else steps:
-            results = self._step.run([*carry, *(x[t] for x in xs), *constants], [])
+            results = self._step.run([*carry, *(x[t, ...] for x in xs), *constants], [])
             carry = results[:carries]
             for y, value in zip(ys, results[carries:], strict=True):
                 y[t] = value
