@@ -9,7 +9,7 @@ from palto.compiler import index as ix
 from palto.compiler import views
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
-from palto.compiler.llvm.builder import FLOATS, Function, Value
+from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.random import philox_word
 from palto.compiler.memory import Buffer
@@ -227,12 +227,7 @@ class Expressions:
 
     def number(self, index: Index, dtype: DType) -> Element:
         """An index as an element of a dtype."""
-        f, wide, kind = self.function, self.value(index), LLVM_TYPES[dtype]
-        if kind in FLOATS and dtype not in dtypes.COMPLEX:
-            return f.convert("sitofp", wide, kind)
-        if kind in ("i8", "i32", "i64"):
-            return f.convert("trunc", wide, kind)
-        raise NotImplementedError(f"counting in {dtype.name}")
+        return elementwise.cast(self.function, self.value(index), dtypes.int64, dtype)
 
     # Memory
 
