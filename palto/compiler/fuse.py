@@ -30,7 +30,19 @@ _LARGEST_EXPRESSION = 48
 _MOST_MEMBERS, _MOST_READS = 16, 40
 _INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
 _LIBRARY = ("sort", "fft")
+_CHEAP = (
+    "add", "subtract", "multiply", "negative", "abs", "maximum", "minimum", "where", "cast",
+    "expand", "reshape", "less", "less_equal", "equal", "detach",
+)  # fmt: skip
 _REDUCTIONS = ("sum", "max", "min", "argmax", "window_max", "window_sum", "window_put")
+
+
+def is_disjoint(operation: Operation) -> bool:
+    """Whether it puts values back under windows that do not overlap: each pixel has one."""
+    params = operation.params
+    return operation.primitive.name == "window_put" and all(
+        k <= step for k, step in zip(params["window"], params["stride"], strict=True)
+    )
 
 
 class Fuser:
@@ -85,22 +97,21 @@ class Fuser:
     def _choose_roots(self) -> None:
         uses: dict[int, int] = {}
         weight: dict[int, int] = {}
-        views_of: dict[int, int] = {}
+        readers: dict[int, list[Operation]] = {}
         for operation in reversed(self.graph.operations):
             name = operation.primitive.name
             own = sum(uses.get(id(x), 0) for x in operation.outputs)
             for x in {id(x): x for x in operation.inputs}.values():
                 # A view that is used twice makes what is behind it used twice.
                 uses[id(x)] = uses.get(id(x), 0) + (own if name in views.PLAIN else 1)
-                if name in views.PLAIN and not self.is_stored(operation.output()):
-                    views_of[id(x)] = max(views_of.get(id(x), 1), own)
+                readers.setdefault(id(x), []).append(operation)
         for operation in self.graph.operations:
             name, outputs = operation.primitive.name, operation.outputs
-            is_inline = name in elementwise.TABLE or name in _INLINE
+            is_inline = name in elementwise.TABLE or name in _INLINE or is_disjoint(operation)
             if not is_inline or len(outputs) > 1:
                 self._roots |= {id(x) for x in outputs}
             if name in ("matmul", "conv"):
-                self._product(operation)
+                self._product(operation, readers.get(id(outputs[0]), ()))
             for x in self._repeated(operation):
                 self._force(x)
             if name in _LIBRARY or name == "scan":  # these see memory, not views of it
@@ -109,10 +120,40 @@ class Fuser:
             total = (name not in _INLINE) + sum(
                 0 if self.is_stored(x) else weight.get(id(x), 0) for x in operation.inputs
             )
-            costly = name in elementwise.TABLE and uses.get(id(first), 0) > 1
-            if (costly and not self._is_constant(first)) or total > _LARGEST_EXPRESSION:
+            shared = name in elementwise.TABLE and uses.get(id(first), 0) > 1
+            again = self._is_constant(first) or (shared and self._is_cheap(first))
+            if (shared and not again) or total > _LARGEST_EXPRESSION:
                 self._roots.add(id(first))
             weight[id(first)] = total
+
+    def _is_cheap(self, tensor: Tensor) -> bool:
+        """Whether it is better computed again than kept: a few operations on one or two tensors.
+
+        A product, or the sum of a row, is in a register at first; what is made of it is kept
+        instead of it.
+        """
+        if tensor.dtype == dtypes.bool:
+            return False  # a byte: what it is computed from takes more
+        leaves: set[int] = set()
+        stack, count = [tensor], 0
+        while stack:
+            x = stack.pop()
+            if x is not tensor and (self.is_stored(x) or x._value is not None):
+                if x.size > 1 or x._value is None:
+                    operation = x.operation if x._value is None else None
+                    kept = operation is None or operation.primitive.name in elementwise.TABLE
+                    if not kept or id(x) in self.products:
+                        return False
+                    leaves.add(id(x))
+                continue
+            operation = x.operation
+            assert operation is not None
+            name = operation.primitive.name
+            count += name in elementwise.TABLE
+            if name not in _CHEAP or count > 6:
+                return False
+            stack += operation.inputs
+        return len(leaves) <= 2
 
     def _is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor is computed from numbers that are known."""
@@ -149,11 +190,16 @@ class Fuser:
 
     # Products
 
-    def _product(self, operation: Operation) -> None:
+    def _product(self, operation: Operation, readers: Sequence[Operation]) -> None:
         """Note a matrix product or convolution that the contraction's kernel can compute."""
         x, w, out = *operation.inputs, operation.output()
         if out.dtype not in dtypes.FLOATING or 0 in (*x.shape, *w.shape, *out.shape):
             return
+        result, order = out, tuple(range(out.ndim))
+        if len(readers) == 1 and readers[0].primitive.name == "permute":
+            # Nobody wants it the way it is: compute it the way it is wanted.
+            result, order = readers[0].output(), readers[0].params["axes"]
+            self._roots = self._roots - {id(out)} | {id(result)}
         if operation.primitive.name == "matmul":
             axes = nests.variables("m", (*out.shape, x.shape[-1]))
             *batch, row, column, summed = axes
@@ -163,6 +209,7 @@ class Fuser:
         else:
             groups, share = operation.params["groups"], nests.out_share(operation)
             if w.shape[-2] * share == 1:
+                self._roots.add(id(out))
                 return  # each channel by itself: no reuse for a kernel to find
             outer = nests.variables("m", out.shape[:-1])
             over = nests.variables("k", w.shape[:-1])
@@ -175,19 +222,19 @@ class Fuser:
             last = ix.total([(g, share), (ix.of(column), 1)])
             parts = (group,), outer, column, over
             reads, indices = ((o[0], *space, channel), (*k, last)), (*o, last)
-        a = self._affine(x, reads[0])
-        b_read = self._affine(w, reads[1])
-        if self._step(b_read, column) != 1:
-            (row,) = parts[1][-1:]
-            if operation.primitive.name == "matmul" and self._step(a, row) == 1:
+        a, b_read = self._affine(x, reads[0]), self._affine(w, reads[1])
+        indices = tuple(indices[axis] for axis in order)
+        if operation.primitive.name == "matmul":
+            (row,), column = parts[1], parts[2]
+            # Columns are neighbours in b, if it can be, and in the result, if there is a choice.
+            either = self._step(a, row) == 1, self._step(b_read, column) == 1
+            if either[0] and (not either[1] or indices[-1].key == ix.of(row).key):
                 a, b_read = b_read, a
                 parts = parts[0], (column,), row, parts[3]
-            else:
-                self._roots.add(id(w))
-                b_read = Read(w, reads[1])
-        self.products[id(out)] = Product(
-            operation, parts[0], parts[1], parts[2], parts[3], a, b_read, tuple(indices)
-        )
+        elif self._step(b_read, column) != 1:
+            self._roots.add(id(w))
+            b_read = Read(w, reads[1])
+        self.products[id(result)] = Product(operation, result, *parts, a, b_read, indices)
 
     def _affine(self, tensor: Tensor, indices: Sequence[Index]) -> Read:
         """What a product reads, as loops with fixed steps over a tensor that has memory."""
@@ -265,7 +312,7 @@ class Fuser:
             self._place_map(operation.output(), early)
 
     def _place_product(self, product: Product, early: bool) -> None:
-        out = product.operation.output()
+        out = product.result
         shape, variables = self._range(out.shape)
         group = Group(shape, variables, product=product)
         self._append(group, early=early)

@@ -197,7 +197,7 @@ class Native:
         if isinstance(nest, Group):
             writes = [b for m in nest.members if (b := self._buffers.get(id(m.tensor)))]
             if nest.product is not None:
-                own = self._buffers.get(id(nest.product.operation.output()))
+                own = self._buffers.get(id(nest.product.result))
                 writes += [own] if own is not None else []
         kernel = None
         reads = [b for x, _ in nest.reads if (b := self._stored(x)) is not None]

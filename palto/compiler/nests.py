@@ -62,6 +62,7 @@ class Product:
 
     Attributes:
         operation: the operation.
+        result: what is computed: its output, or that in another order of axes.
         batch, rows, summed: variables of each kind of axis.
         column: the variable of the columns.
         a, b: what is read; the columns are neighbours in `b`.
@@ -69,6 +70,7 @@ class Product:
     """
 
     operation: Operation
+    result: Tensor
     batch: tuple[Variable, ...]
     rows: tuple[Variable, ...]
     column: Variable
@@ -101,7 +103,7 @@ class Group(Nest):
         """The tensors computed."""
         found = {id(m.tensor): m.tensor for m in self.members}
         if self.product is not None:
-            found[id(self.product.operation.output())] = self.product.operation.output()
+            found[id(self.product.result)] = self.product.result
         return list(found.values())
 
     def place(self) -> Index:
@@ -228,6 +230,11 @@ class Walk:
         elif name == "random_bits":
             self.visit(operation.inputs[0], [Index()])
             self.numbers.append(ix.linear(at, x.shape))
+        elif name == "window_put":
+            read, chosen, place = single_window(operation, at)
+            self.numbers.append(place)
+            self.follow(chosen)
+            self.follow(read)
         elif name == "iota":
             self.numbers.append(at[operation.params["axis"]])
         else:
@@ -255,6 +262,26 @@ def reads_of(x: Tensor, is_stored: Callable[[Tensor], bool]) -> Reads:
     walk = Walk(is_stored)
     walk.visit(x, [ix.of(v) for v in variables("w", x.shape)])
     return walk.reads
+
+
+def single_window(operation: Operation, at: Sequence[Index]) -> tuple[Read, Read, Index]:
+    """For windows that do not overlap: the value and the index of a pixel's one window, and which
+    of its places the pixel is."""
+    params = operation.params
+    x, indices = operation.inputs
+    conditions: list[Condition] = []
+    windows, places = [], []
+    for pixel, step, k, (low, _), n in zip(
+        at[1:-1], params["stride"], params["window"], params["padding"], x.shape[1:-1], strict=True
+    ):
+        window, place = ix.split(pixel + low, step)
+        if place.high >= k:  # between two windows
+            conditions.append(Condition(place, 0, k))
+        windows.append(views.spread(window, n, 1, conditions))
+        places.append(place)
+    where = (at[0], *windows, at[-1])
+    found = Read(x, where, tuple(conditions)), Read(indices, where, tuple(conditions))
+    return *found, ix.linear(places, params["window"])
 
 
 #: Reductions: which are over axes of the input, and which over windows.

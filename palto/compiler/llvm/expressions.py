@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from palto.compiler import index as ix
-from palto.compiler import views
+from palto.compiler import nests, views
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
 from palto.compiler.llvm.builder import Function, Value
@@ -183,6 +183,13 @@ class Expressions:
             assert isinstance(seed, Value) and isinstance(draw, Value)
             place = ix.linear(indices, operation.output().shape)
             return philox_word(f, seed, draw, self.value(place))
+        if name == "window_put":
+            read, chosen, place = nests.single_window(operation, indices)
+            index = self.read_or(chosen, f.constant(-1, "i32"))
+            assert isinstance(index, Value)
+            here = f.compare("eq", f.convert("sext", index, "i64"), self.value(place))
+            zero = self.immediate(0, read.tensor.dtype)
+            return self.choose(here, self.read_or(read, zero), zero)
         if name == "dynamic_update_slice":
             return self._updated(operation, indices)
         raise NotImplementedError(f"{name} is computed in a nest of its own")

@@ -371,7 +371,7 @@ class Emitter:
     def _product(self, nest: Group, product: Product) -> None:
         """A contraction, whose finished sums go through the members while in registers."""
         f, e = self.f, self.e
-        out = product.operation.output()
+        out = product.result
         kind = LLVM_TYPES[out.dtype]
         a, b = self._operand(product.a), self._operand(product.b)
 
@@ -398,6 +398,8 @@ class Emitter:
             tuple(axis for _, axis in rows),
             product.column.length,
             tuple(axis for _, axis in summed),
+            wide_a=bool(rows) and rows[-1][1].a == 1,
+            column_b=step(b[1], product.column) if product.column.length > 1 else 1,
         )
         plan = contract.plan(spec, self.machine)
         self.units = plan.units
@@ -431,7 +433,7 @@ class Emitter:
             return f.load(e.pointer(buffer), index, kind, lanes)
 
         contract.emit(
-            f, plan, lambda i: load(a, i, 1), lambda i, lanes: load(b, i, lanes),
+            f, plan, lambda i, lanes=1: load(a, i, lanes), lambda i, lanes: load(b, i, lanes),
             partial, f.parameters["first"], f.parameters["last"], finish,
         )  # fmt: skip
 
