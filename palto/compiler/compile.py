@@ -15,6 +15,7 @@ from typing import Any, overload
 import numpy as np
 
 from palto.backprop import BackwardError
+from palto.compiler.explain import Explanation, explain, made_up
 from palto.compiler.guards import Guards
 from palto.compiler.program import Program
 from palto.compiler.trace import VALUE, Recording, difference, record
@@ -61,6 +62,7 @@ class CompiledFunction:
         self._entries: dict[Any, list[_Entry]] = {}
         self._lock = threading.RLock()
         self._last_change: str | None = None
+        self._latest: _Entry | None = None
         if hasattr(function, "__name__"):
             functools.update_wrapper(self, function)
 
@@ -77,7 +79,7 @@ class CompiledFunction:
         return sum(len(entries) for entries in self._entries.values())
 
     def __get__(self, instance: Any, owner: type) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else _Method(self, instance)
 
     def __repr__(self) -> str:
         return f"palto.compile({self._name}), {self.program_count} programs"
@@ -86,6 +88,59 @@ class CompiledFunction:
         """Run the program for these arguments, made at the first call of their kind."""
         if current_trace() is not None:
             return self._function(*args, **kwargs)  # part of the program around it
+        entry, arrays = self._prepare(args, kwargs)
+        self._refuse_waiting(entry.recording)
+        returned, grads = entry.program.run(arrays)
+        return self._deliver(entry.recording, returned, grads)
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Say what the program does, step by step, and how long each step takes.
+
+        The program runs several times on copies: no parameter and no other cell changes. Print
+        what is returned.
+
+        Args:
+            *args: those of a call, for whose program it is. Without any, it is the program of the
+                last call, timed on arguments that are made up.
+            **kwargs: likewise.
+
+        Raises:
+            ValueError: there are no arguments, and the function has not been called yet.
+        """
+        return self._explain(args, kwargs, is_empty=not (args or kwargs))
+
+    def _explain(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_empty: bool
+    ) -> Explanation:
+        if current_trace() is not None:
+            raise TraceError(f"explain() runs {self._name}, which cannot be inside a program")
+        if not is_empty or self._takes(args):
+            entry, arrays = self._prepare(args, kwargs)
+            return explain(entry.program, arrays, self._name)
+        if self._latest is None:
+            raise ValueError(
+                f"{self._name} has no program yet: call it first, or give explain() the arguments "
+                f"of a call, as in {self._name}.explain(inputs, targets)"
+            )
+        program = self._latest.program
+        try:
+            return explain(program, made_up(program), self._name)
+        except Exception as error:
+            error.add_note(
+                "explain() without arguments makes some up; give it those of a call instead"
+            )
+            raise
+
+    def _takes(self, args: tuple[Any, ...]) -> bool:
+        """Whether these arguments are enough."""
+        try:
+            inspect.signature(self._function).bind(*args)
+        except TypeError:
+            return False
+        return True
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Entry, list[Array]]:
+        """The program for some arguments, and what it takes of them."""
         leaves, tree = flatten((args, kwargs))
         arrays: list[Array] = []
         key: list[Any] = [tree, is_grad_enabled()]
@@ -96,10 +151,8 @@ class CompiledFunction:
             else:
                 arrays.append(array)
                 key.append((array.shape, array.dtype))
-        entry = self._entry(tuple(key), leaves, tree)
-        self._refuse_waiting(entry.recording)
-        returned, grads = entry.program.run(arrays)
-        return self._deliver(entry.recording, returned, grads)
+        entry = self._latest = self._entry(tuple(key), leaves, tree)
+        return entry, arrays
 
     def _entry(self, key: Any, leaves: Sequence[Any], tree: Tree) -> _Entry:
         with self._lock:
@@ -197,8 +250,18 @@ class CompiledFunction:
             "that change as tensors (palto.asarray) or keep them in a palto.Cell; keep shapes the "
             "same",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
+
+
+class _Method(functools.partial):
+    """A compiled function bound to an object."""
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """See :meth:`CompiledFunction.explain`."""
+        is_empty = not (args or kwargs)
+        function: CompiledFunction = self.func
+        return function._explain((*self.args, *args), kwargs, is_empty=is_empty)
 
 
 def _drawn() -> Any:

@@ -11,7 +11,7 @@ registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from palto.compiler import index as ix
 from palto.compiler import nests, views
@@ -52,11 +52,18 @@ class Fuser:
         graph: its outputs are copies (`detach`) or computed by operations of their own.
         checks: how many nests of checks there must be before the first cell is written.
         early: the tensors that decide whether cells may be written.
+        early: other tensors that must be there before the first cell is written.
         late: the outputs that may be written straight into cells.
+        updates: results of `dynamic_update_slice` that are written into what they update.
     """
 
     def __init__(
-        self, graph: Graph, checks: Sequence[Check], early: Sequence[Tensor], late: set[int]
+        self,
+        graph: Graph,
+        checks: Sequence[Check],
+        early: Sequence[Tensor],
+        late: set[int],
+        updates: Sequence[Tensor] = (),
     ) -> None:
         self.graph = graph
         self.nests: list[Nest] = []
@@ -64,9 +71,15 @@ class Fuser:
         self.home: dict[int, Nest] = {}
         self.products: dict[int, Product] = {}
         self._late = late
+        self._updates = {id(x) for x in updates}
         self._inputs = {id(x) for x in graph.inputs}
         self._roots: set[int] = {id(x) for x in graph.outputs} - self._inputs
         self._roots |= {id(check.tensor) for check in checks} - self._inputs
+        for x in graph.outputs:  # the update is the cell's new value already
+            copied = x.operation.inputs if x.operation is not None else ()
+            if id(x) in late and any(id(y) in self._updates for y in copied):
+                self._roots.discard(id(x))
+        self._roots |= self._updates
         self._choose_roots()
         closure = self._closure([*early, *(check.tensor for check in checks)])
         for operation in graph.operations:
@@ -192,6 +205,8 @@ class Fuser:
 
     def _product(self, operation: Operation, readers: Sequence[Operation]) -> None:
         """Note a matrix product or convolution that the contraction's kernel can compute."""
+        rows: tuple[Variable, ...]
+        indices: tuple[Index, ...]
         x, w, out = *operation.inputs, operation.output()
         if out.dtype not in dtypes.FLOATING or 0 in (*x.shape, *w.shape, *out.shape):
             return
@@ -204,8 +219,8 @@ class Fuser:
             axes = nests.variables("m", (*out.shape, x.shape[-1]))
             *batch, row, column, summed = axes
             b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
-            parts = tuple(batch), (row,), column, (summed,)
-            reads, indices = ((*b, m, k), (*b, k, n)), (*b, m, n)
+            batches, rows, sums = tuple(batch), (row,), (summed,)
+            at_a, at_b, indices = (*b, m, k), (*b, k, n), (*b, m, n)
         else:
             groups, share = operation.params["groups"], nests.out_share(operation)
             if w.shape[-2] * share == 1:
@@ -214,27 +229,28 @@ class Fuser:
             outer = nests.variables("m", out.shape[:-1])
             over = nests.variables("k", w.shape[:-1])
             group, column = Variable("g", groups), Variable("c", share)
-            o, k, g = [ix.of(v) for v in outer], [ix.of(v) for v in over], ix.of(group)
+            o, place, g = [ix.of(v) for v in outer], [ix.of(v) for v in over], ix.of(group)
             space = nests.under(
-                o[1:], k[:-1], operation.params["stride"], operation.params["kernel_dilation"]
+                o[1:], place[:-1], operation.params["stride"], operation.params["kernel_dilation"]
             )
-            channel = ix.total([(g, w.shape[-2]), (k[-1], 1)])
+            channel = ix.total([(g, w.shape[-2]), (place[-1], 1)])
             last = ix.total([(g, share), (ix.of(column), 1)])
-            parts = (group,), outer, column, over
-            reads, indices = ((o[0], *space, channel), (*k, last)), (*o, last)
-        a, b_read = self._affine(x, reads[0]), self._affine(w, reads[1])
+            batches, rows, sums = (group,), outer, over
+            at_a, at_b, indices = (o[0], *space, channel), (*place, last), (*o, last)
+        read_a, read_b = self._affine(x, at_a), self._affine(w, at_b)
         indices = tuple(indices[axis] for axis in order)
         if operation.primitive.name == "matmul":
-            (row,), column = parts[1], parts[2]
+            row = rows[0]
             # Columns are neighbours in b, if it can be, and in the result, if there is a choice.
-            either = self._step(a, row) == 1, self._step(b_read, column) == 1
-            if either[0] and (not either[1] or indices[-1].key == ix.of(row).key):
-                a, b_read = b_read, a
-                parts = parts[0], (column,), row, parts[3]
-        elif self._step(b_read, column) != 1:
+            either = self._step(read_a, row) == 1, self._step(read_b, column) == 1
+            if either[0] and (not either[1] or indices[-1] == ix.of(row)):
+                read_a, read_b, rows, column = read_b, read_a, (column,), row
+        elif self._step(read_b, column) != 1:
             self._roots.add(id(w))
-            b_read = Read(w, reads[1])
-        self.products[id(result)] = Product(operation, result, *parts, a, b_read, indices)
+            read_b = Read(w, at_b)
+        self.products[id(result)] = Product(
+            operation, result, batches, rows, column, sums, read_a, read_b, indices
+        )
 
     def _affine(self, tensor: Tensor, indices: Sequence[Index]) -> Read:
         """What a product reads, as loops with fixed steps over a tensor that has memory."""
@@ -294,6 +310,8 @@ class Fuser:
             return
         if id(outputs[0]) in self.products:
             self._place_product(self.products[id(outputs[0])], early)
+        elif id(outputs[0]) in self._updates:
+            self._place_single(operation, "update", early)
         elif name == "concat":
             self._place_concat(operation, early)
         elif name in ("sum", "max", "min") and self._reduces_rows(operation):
@@ -335,7 +353,7 @@ class Fuser:
             for read in nests.terms(operation, at, over):
                 walk.follow(read)
         else:
-            for x in operation.inputs:
+            for x in operation.inputs[1:] if kind == "update" else operation.inputs:
                 walk.visit(x, self._whole(x))
         single = Single(operation, kind, variables, reduced)
         self._append(single, early=early)

@@ -47,7 +47,9 @@ class Index:
 
     __slots__ = ("constant", "key", "terms")
 
-    def __init__(self, constant: int = 0, terms: dict[str, tuple[Variable, int]] | None = None):
+    def __init__(
+        self, constant: int = 0, terms: dict[str, tuple[Variable, int]] | None = None
+    ) -> None:
         self.constant = constant
         self.terms = terms or {}
         parts = [f"{c}*{key}" for key, (_, c) in sorted(self.terms.items())]

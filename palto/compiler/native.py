@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from palto.compiler import memory, nests, team
 from palto.compiler import index as ix
+from palto.compiler import memory, nests, team
 from palto.compiler.fuse import Fuser
 from palto.compiler.llvm import contract, machine
 from palto.compiler.llvm.loops import Emitter, Kernel
@@ -25,14 +26,17 @@ from palto.compiler.nests import Check, Group, Nest, Single
 from palto.compiler.prepare import RULES, read_through
 from palto.compiler.simplify import simplify
 from palto.tensor import dtypes
+from palto.tensor.dtypes import DType
 from palto.tensor.graph import Array, Graph, Operation, Spec, run
 from palto.tensor.primitives import elementwise
-from palto.tensor.tensor import Tensor
+from palto.tensor.tensor import Shape, Tensor
 
 #: A step of fewer simple operations than this is left to one thread.
 SMALL = 2**14
 #: Slots of the table before the first buffer.
 _ARENA, _PROFILE, _BUFFERS = 0, 1, 2
+#: With PALTO_DEBUG=1: bytes around every buffer, and what they hold; as a float it is NaN.
+_GUARD, _PATTERN = 64, 0xFF
 
 
 @dataclass(slots=True)
@@ -79,6 +83,8 @@ class Native:
         writes: dict[int, int | None],
         conditions: dict[int, str],
     ) -> None:
+        started = time.perf_counter()
+        self._debug = os.environ.get("PALTO_DEBUG", "") not in ("", "0")
         self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True)
         self._targets = list(writes)
         self.checks = _checks(self.graph)
@@ -88,20 +94,30 @@ class Native:
             for number, message in conditions.items()
         ]  # fmt: skip
         late = {id(self.graph.outputs[number]) for number in writes}
-        self._fuser = Fuser(self.graph, self.checks, [], late)
+        # A scan may find an index out of range, too.
+        early = [o.output() for o in self.graph.operations if o.primitive.name == "scan"]
+        updates = _updates(self.graph, writes)
+        self._fuser = Fuser(self.graph, self.checks, early, late, [new for new, _ in updates])
+        if any(_is_read_after(self._fuser, new, old) for new, old in updates):
+            updates = []
+            self._fuser = Fuser(self.graph, self.checks, early, late)
         self._copies: list[Tensor] = []
         self._buffers: dict[int, Buffer] = {}
         self._constants: list[Array] = []
         self._place_inputs()
-        self._place_outputs(writes)
+        self._place_outputs(writes, [new for new, _ in updates])
         self._place_arena()
         self.steps = [self._step(nest) for nest in self._fuser.nests]
         self._plan()
-        self._code = machine.load(self._text())
+        text = self._text()
+        #: How long it took to choose and write the program, and to compile or load it.
+        self.lowering_seconds = time.perf_counter() - started
+        self._code = machine.load(text)
+        self.code_seconds = time.perf_counter() - started - self.lowering_seconds
         self._functions = [
             self._code.address(f"program{number}") for number in range(len(self._segments))
         ]
-        self._arena = np.empty(self.arena_bytes + memory.ALIGNMENT, np.uint8)
+        self._arena = np.empty(self.arena_bytes + 2 * memory.ALIGNMENT, np.uint8)
         self._pointers: list[int] = []
 
     # Buffers
@@ -110,7 +126,7 @@ class Native:
         for number, x in enumerate(self.graph.inputs):
             self._buffers.setdefault(id(x), Buffer(x.shape, x.dtype, "input", number))
 
-    def _place_outputs(self, writes: dict[int, int | None]) -> None:
+    def _place_outputs(self, writes: dict[int, int | None], updated: list[Tensor]) -> None:
         self._outputs: list[int] = []
         for number, x in enumerate(self.graph.outputs):
             if number not in writes:
@@ -124,7 +140,10 @@ class Native:
                 continue
             old = self.graph.inputs[source]
             target = self._buffers[id(old)]
-            if self._may_overwrite(x, old):
+            new = x.operation.inputs[0] if x.operation is not None else x
+            if any(new is x for x in updated):
+                self._buffers[id(x)] = self._buffers[id(new)] = target
+            elif self._may_overwrite(x, old):
                 self._buffers[id(x)] = target
             else:
                 self._copy_late(x, target)
@@ -182,6 +201,14 @@ class Native:
                     return True
         return False
 
+    def is_stored(self, x: Tensor) -> bool:
+        """Whether steps read a tensor, and do not compute it on their way."""
+        return self._fuser.is_stored(x)
+
+    def buffer_of(self, x: Tensor) -> Buffer | None:
+        """The memory of a tensor, if it has any."""
+        return self._buffers.get(id(x))
+
     def _stored(self, x: Tensor) -> Buffer | None:
         buffer = self._buffers.get(id(x))
         if buffer is None and x._value is not None:
@@ -219,7 +246,10 @@ class Native:
     def _plan(self) -> None:
         found = {id(b): b for step in self.steps for b in (*step.reads, *step.writes)}
         arena = [b for b in found.values() if b.role == "arena"]
-        self.arena_bytes = memory.plan(arena)
+        if self._debug:  # nothing shares memory, so that what lies between belongs to nobody
+            for buffer in arena:
+                buffer.first, buffer.last = 0, len(self.steps)
+        self.arena_bytes = memory.plan(arena, gap=_GUARD if self._debug else 0)
         self._table = [b for b in found.values() if b.role != "arena"]
         self._slots = {id(b): _BUFFERS + i for i, b in enumerate(self._table)}
         self._segments: list[list[Step]] = [[]]
@@ -240,13 +270,13 @@ class Native:
 
     def _gate(self) -> None:
         """The first step that writes a cell waits until every check has been made."""
-        for number, segment in enumerate(self._segments):
+        self._gated: Step | None = None
+        for segment in self._segments:
             for step in segment:
                 if step.writes_cells:
                     step.barrier = True
                     self._gated = step
                     return
-        self._gated = None
 
     # Text
 
@@ -290,14 +320,19 @@ class Native:
                 "  ret void",
                 "}",
             ]
-            header = f"define void @program{place}(ptr %table, ptr %sync, i64 %thread, i64 %threads)"
+            number += 1  # of the step between this segment and the next
+            header = (
+                f"define void @program{place}(ptr %table, ptr %sync, i64 %thread, i64 %threads)"
+            )
             programs += [header + " {", "entry:", *lines]
+        self.kernel_count = len(functions)
         support = team.SUPPORT + _NOTE
         declarations = {d for d in declarations if d not in support}
         return "\n".join([support, *sorted(declarations), *bodies, *programs, ""])
 
     def _loads(self, segment: Sequence[Step]) -> list[str]:
-        used = {id(b) for step in segment for _, _, b in step.kernel.arguments if b is not None}
+        kernels = [step.kernel for step in segment if step.kernel is not None]
+        used = {id(b) for kernel in kernels for _, _, b in kernel.arguments if b is not None}
         lines = []
         for buffer in self._table:
             if id(buffer) in used:
@@ -319,6 +354,7 @@ class Native:
             if parameter == "sync":
                 text = "%sync"
             elif parameter == "code":
+                assert isinstance(step.nest, Check)
                 text = str(self.checks.index(step.nest))
             elif buffer is None:
                 text = f"%{parameter}{number}"
@@ -362,16 +398,84 @@ class Native:
         Returns:
             The other outputs.
         """
+        if self._debug:
+            return self._run_guarded(inputs, targets)
         outputs = [
             np.empty(x.shape, x.dtype) for x in (self.graph.outputs[i] for i in self._outputs)
         ]
+        self._execute(inputs, targets, outputs)
+        return outputs
+
+    def _run_guarded(self, inputs: Sequence[Array], targets: Sequence[Array]) -> list[Array]:
+        """Run on copies between guards of a known pattern, and look at the guards afterwards."""
+        guards: list[tuple[str, Array]] = []
+
+        def guarded(what: str, shape: Shape, dtype: DType) -> Array:
+            count = math.prod(shape) * dtype.itemsize
+            memory_ = np.full(count + 2 * _GUARD, _PATTERN, np.uint8)
+            guards.append((what, memory_[:_GUARD]))
+            guards.append((what, memory_[_GUARD + count :]))
+            return memory_[_GUARD : _GUARD + count].view(dtype).reshape(shape)
+
+        def copy(what: str, x: Array) -> Array:
+            result = guarded(what, x.shape, x.dtype)
+            result[...] = x
+            return result
+
+        copies = [copy(f"input {i}", x) for i, x in enumerate(inputs)]
+        places = {id(x): i for i, x in enumerate(inputs)}
+        into = [
+            copies[places[id(x)]] if id(x) in places else copy(f"cell {i}", x)
+            for i, x in enumerate(targets)
+        ]
+        outputs = [
+            guarded(f"output {i}", x.shape, x.dtype)
+            for i, x in enumerate(self.graph.outputs[number] for number in self._outputs)
+        ]
+        self._arena[:] = _PATTERN
+        self._execute(copies, into, outputs)
+        start = -self._arena.__array_interface__["data"][0] % memory.ALIGNMENT
+        free = np.ones(self._arena.shape, np.bool_)
+        for buffer in {b for step in self.steps for b in (*step.reads, *step.writes)}:
+            if buffer.role == "arena":
+                low = start + buffer.offset
+                free[low : low + buffer.bytes] = False
+        guards.append(("the arena", self._arena[free]))
+        for what, guard in guards:
+            if (guard != _PATTERN).any():
+                raise RuntimeError(
+                    f"defect in Palto's compiler: a program wrote out of bounds of {what}; please "
+                    "report it with the function that was compiled"
+                )
+        for target, result in zip(targets, into, strict=True):
+            target[...] = result
+        return [np.array(x) for x in outputs]
+
+    def profile(self, inputs: Sequence[Array], targets: Sequence[Array]) -> Array:
+        """Run once; the clock of `team` at the beginning of each step, and at the end."""
+        outputs = [np.empty(x.shape, x.dtype) for x in self.graph.outputs]
+        outputs = [outputs[number] for number in self._outputs]
+        notes = np.zeros(len(self.steps) + 1, np.int64)
+        self._execute(inputs, targets, outputs, notes)
+        notes[-1] = max(notes)
+        for number in reversed(range(len(self.steps))):  # a step of nothing takes no note
+            notes[number] = notes[number] or notes[number + 1]
+        return notes
+
+    def _execute(
+        self,
+        inputs: Sequence[Array],
+        targets: Sequence[Array],
+        outputs: Sequence[Array],
+        notes: Array | None = None,
+    ) -> None:
         arrays = {
             "input": inputs, "output": outputs, "cell": targets, "constant": self._constants,
         }  # fmt: skip
         start = self._arena.__array_interface__["data"][0]
         start += -start % memory.ALIGNMENT
         table = np.array(
-            [start, 0]
+            [start, 0 if notes is None else notes.__array_interface__["data"][0]]
             + [arrays[b.role][b.number].__array_interface__["data"][0] for b in self._table],
             np.uint64,
         )
@@ -384,11 +488,10 @@ class Native:
                     raise self.checks[failure.code].error(failure.value)
             if number < len(self._between):
                 self._run_from_python(self._between[number], arrays, start)
-        return outputs
+                if notes is not None:
+                    notes[self._between[number].nest.position + 1] = team.clock()
 
-    def _run_from_python(
-        self, step: Step, arrays: dict[str, Sequence[Array]], start: int
-    ) -> None:
+    def _run_from_python(self, step: Step, arrays: dict[str, Sequence[Array]], start: int) -> None:
         nest = step.nest
         assert isinstance(nest, Single)
         shift = start - self._arena.__array_interface__["data"][0]
@@ -405,7 +508,7 @@ class Native:
         operation = nest.operation
         values = [view(x) for x in operation.inputs]
         if nest.kind == "scan":
-            results = self._scans[id(operation)].run(values)
+            results: Sequence[Array] = self._scans[id(operation)].run(values)
         else:
             specs = [Spec(x.shape, x.dtype) for x in operation.outputs]
             results = run(operation.primitive, values, operation.params, specs)
@@ -464,6 +567,32 @@ end:
   ret void
 }
 """
+
+
+def _updates(graph: Graph, writes: dict[int, int | None]) -> list[tuple[Tensor, Tensor]]:
+    """Boxes written into a cell's old value that become the cell's new value: (new, old)."""
+    found = []
+    for number, source in writes.items():
+        copy = graph.outputs[number]
+        assert copy.operation is not None
+        new = copy.operation.inputs[0]
+        operation = new.operation if new._value is None else None
+        if source is None or operation is None or not new.size:
+            continue
+        old = graph.inputs[source]
+        if operation.primitive.name == "dynamic_update_slice" and operation.inputs[0] is old:
+            found.append((new, old))
+    return found
+
+
+def _is_read_after(fuser: Fuser, new: Tensor, old: Tensor) -> bool:
+    """Whether a nest needs a cell's old value when it has been overwritten."""
+    home = fuser.home[id(new)]
+    return home.early or any(
+        tensor is old and nest.position >= home.position
+        for nest in fuser.nests
+        for tensor, _ in nest.reads
+    )
 
 
 def _conflict(earlier: Step, later: Step) -> bool:

@@ -143,7 +143,7 @@ class Single(Nest):
 
     Attributes:
         operation: the operation.
-        kind: "reduce", "running", "scatter", "library" or "scan".
+        kind: "reduce", "running", "scatter", "update", "library" or "scan".
         variables: one for each axis of the result.
         reduced: one for each axis that is summed over.
     """
@@ -265,8 +265,7 @@ def reads_of(x: Tensor, is_stored: Callable[[Tensor], bool]) -> Reads:
 
 
 def single_window(operation: Operation, at: Sequence[Index]) -> tuple[Read, Read, Index]:
-    """For windows that do not overlap: the value and the index of a pixel's one window, and which
-    of its places the pixel is."""
+    """For windows that do not overlap: a pixel's value and index, and its place in its window."""
     params = operation.params
     x, indices = operation.inputs
     conditions: list[Condition] = []

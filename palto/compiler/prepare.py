@@ -16,7 +16,7 @@ from palto.compiler import index as ix
 from palto.compiler import views
 from palto.compiler.index import Variable
 from palto.tensor import functions as F
-from palto.tensor.graph import Operation, apply
+from palto.tensor.graph import Operation, Primitive, apply
 from palto.tensor.primitives import contract, elementwise, movement, reduce, window
 from palto.tensor.tensor import Tensor
 
@@ -27,6 +27,12 @@ _MANY, _FEW, _FEW_ROWS = 2**15, 256, 16
 _PIECES = 64
 
 Rule = Callable[[Operation, Sequence[Tensor]], Any]
+
+
+def _apply(row: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
+    """Apply a primitive of one output."""
+    result: Tensor = apply(row, *inputs, **params)
+    return result
 
 
 def read_through(
@@ -55,12 +61,10 @@ def _padded(x: Tensor, low: list[int], high: list[int], gap: list[int]) -> Tenso
     stops = [max(n - max(-h, 0), s) for n, h, s in zip(x.shape, high, starts, strict=True)]
     if starts != [0] * x.ndim or stops != list(x.shape):
         ones = (1,) * x.ndim
-        x = apply(movement.slice_, x, starts=tuple(starts), stops=tuple(stops), steps=ones)
+        x = _apply(movement.slice_, x, starts=tuple(starts), stops=tuple(stops), steps=ones)
     low, high = [max(n, 0) for n in low], [max(n, 0) for n in high]
     if any((*low, *high, *gap)):
-        x = apply(
-            movement.pad, x, low=tuple(low), high=tuple(high), interior=tuple(gap), value=0
-        )
+        x = _apply(movement.pad, x, low=tuple(low), high=tuple(high), interior=tuple(gap), value=0)
     return x
 
 
@@ -117,7 +121,7 @@ def _without_padding(name: str) -> Rule:
         params["padding"] = ((0, 0),) * dims
         params["input_dilation"] = (1,) * dims
         row = window.window_sum if name == "window_sum" else contract.conv
-        return apply(row, _padded(x, low, high, gap), *inputs[1:], **params)
+        return _apply(row, _padded(x, low, high, gap), *inputs[1:], **params)
 
     return rule
 
@@ -128,13 +132,13 @@ def _in_two_stages(row: Any) -> Rule:
         count = math.prod(n for axis, n in enumerate(x.shape) if axis not in axes)
         few = _FEW_ROWS if x.ndim - 1 in axes else _FEW
         if not axes or count >= few or x.size < _MANY:
-            return apply(row, x, axes=axes)
+            return _apply(row, x, axes=axes)
         axis = max(axes, key=lambda a: (x.shape[a] >= 8, -a))
         n = x.shape[axis]
         pieces = max(p for p in range(1, min(_PIECES, n) + 1) if n % p == 0)
         if pieces < 4:
             if n < 8:
-                return apply(row, x, axes=axes)
+                return _apply(row, x, axes=axes)
             # A prime length: most of it in pieces, and the rest.
             whole = n // 8 * 8
             parts = [_part(x, axis, 0, whole), _part(x, axis, whole, n)]
@@ -142,24 +146,24 @@ def _in_two_stages(row: Any) -> Rule:
             return _COMBINE[row](*sums)
         split = F.reshape(x, (*x.shape[:axis], pieces, n // pieces, *x.shape[axis + 1 :]))
         moved = tuple(a + (a >= axis) for a in axes)
-        first = apply(row, split, axes=moved)
+        first = _apply(row, split, axes=moved)
         place = axis - sum(a < axis for a in axes)
-        return apply(row, first, axes=(place,))
+        return _apply(row, first, axes=(place,))
 
     return rule
 
 
 _COMBINE: dict[Any, Callable[..., Tensor]] = {
-    reduce.sum: lambda a, b: apply(elementwise.add, a, b),
-    reduce.max: lambda a, b: apply(elementwise.maximum, a, b),
-    reduce.min: lambda a, b: apply(elementwise.minimum, a, b),
+    reduce.sum: lambda a, b: _apply(elementwise.add, a, b),
+    reduce.max: lambda a, b: _apply(elementwise.maximum, a, b),
+    reduce.min: lambda a, b: _apply(elementwise.minimum, a, b),
 }
 
 
 def _part(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
     starts = tuple(start if i == axis else 0 for i in range(x.ndim))
     stops = tuple(stop if i == axis else n for i, n in enumerate(x.shape))
-    return apply(movement.slice_, x, starts=starts, stops=stops, steps=(1,) * x.ndim)
+    return _apply(movement.slice_, x, starts=starts, stops=stops, steps=(1,) * x.ndim)
 
 
 def _like(operation: Operation, x: Tensor) -> Operation:

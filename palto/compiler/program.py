@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from palto.compiler import team
 from palto.compiler.native import Native
 from palto.compiler.trace import Recording
-from palto.tensor.graph import Array, Graph
+from palto.tensor.graph import Array, Graph, Spec
 from palto.tensor.tensor import Cell
 
 #: Programs share cells, so one runs at a time in a process.
 _running = threading.RLock()
 #: References to an array, or a leaf, that nobody but its cell holds: the cell's and our own.
 _ALONE = 3
+#: How often a program is run to be profiled.
+_LEAST_RUNS, _MOST_RUNS = 5, 200
 
 
 class Program:
@@ -39,10 +43,9 @@ class Program:
         self._reads = recording.reads
         self._only_written = [cell for cell in recording.writes if cell not in places]
         writes = {returned + i: places.get(cell) for i, cell in enumerate(recording.writes)}
-        conditions = {
-            returned + written + i: message for i, message in enumerate(recording.checks)
-        }
+        conditions = {returned + written + i: message for i, message in enumerate(recording.checks)}
         self._returned = returned
+        self.argument_specs = [Spec(x.shape, x.dtype) for x in graph.inputs[:arguments]]
         self.native = Native(graph, writes, conditions)
 
     def run(self, arguments: Sequence[Array]) -> tuple[list[Array], list[Array]]:
@@ -69,6 +72,36 @@ class Program:
                 cell.version += 1
         checks = len(recording.checks)
         return outputs[: self._returned], outputs[self._returned + checks :]
+
+    def profile(self, arguments: Sequence[Array], seconds: float) -> Array:
+        """Run on copies of the cells, which stay as they are, at least `_LEAST_RUNS` times.
+
+        Args:
+            arguments: as in `run`.
+            seconds: for about how long.
+
+        Returns:
+            The least seconds that each step took, and as the last of the numbers a whole run.
+        """
+        recording = self._recording
+        with _running:
+            before = {c: c._leaf.array() for c in (*self._reads, *recording.writes)}
+            copies = {cell: array.copy() for cell, array in before.items()}
+            inputs = [np.array(x, order="C") for x in arguments]
+            inputs += [copies[cell] for cell in self._reads]
+            targets = [copies[cell] for cell in recording.writes]
+            found = []
+            end = time.perf_counter() + seconds
+            while len(found) < _LEAST_RUNS or (
+                time.perf_counter() < end and len(found) < _MOST_RUNS
+            ):
+                for cell in recording.writes:  # every run begins like the first
+                    np.copyto(copies[cell], before[cell])
+                begun = time.perf_counter()
+                notes = self.native.profile(inputs, targets)
+                whole = time.perf_counter() - begun
+                found.append([*np.diff(notes) / team.cycles_per_second(), whole])
+        return np.min(found, axis=0)
 
 
 def _own(cell: Cell) -> None:

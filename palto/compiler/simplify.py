@@ -10,7 +10,6 @@ from palto.tensor.graph import Graph, Operation, Trace, apply, scope, set_grad_e
 from palto.tensor.primitives import control, elementwise
 from palto.tensor.tensor import Tensor
 
-
 #: From an operation and its new inputs to its new output, instead of the operation itself.
 Rule = Callable[[Operation, Sequence[Tensor]], Any]
 

@@ -458,6 +458,11 @@ def set_num_threads(count: int) -> None:
     _chosen = count
 
 
+def clock() -> int:
+    """What ``palto_clock`` says now."""
+    return int(_native().clock())
+
+
 @cache
 def cycles_per_second() -> float:
     """How fast ``palto_clock`` counts. The first call may take a twentieth of a second."""

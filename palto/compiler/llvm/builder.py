@@ -309,9 +309,10 @@ class Function:
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
         """Lanes of `a` and `b` side by side, in another order."""
         mask = ", ".join(f"i32 {lane}" for lane in lanes)
+        order = f"<{len(lanes)} x i32> <{mask}>"
         return self.pure(
-            f"shufflevector {a.full_type} {{0}}, {b.full_type} {{1}}, <{len(lanes)} x i32> <{mask}>",
-            [a, b], a.type, len(lanes),
+            f"shufflevector {a.full_type} {{0}}, {b.full_type} {{1}}, {order}", [a, b],
+            a.type, len(lanes),
         )  # fmt: skip
 
     # Memory

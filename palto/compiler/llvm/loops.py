@@ -38,12 +38,14 @@ class Kernel:
         declarations: what the module must declare for it.
         arguments: LLVM type, name and (for pointers to one) buffer of each parameter.
         units: how many independent pieces of work there are.
+        plan: how a contraction is cut.
     """
 
     text: str
     declarations: set[str]
     arguments: list[tuple[str, str, Buffer | None]]
     units: int
+    plan: contract.Plan | None = None
 
 
 class Emitter:
@@ -69,6 +71,7 @@ class Emitter:
         self.e = Expressions(self.f, stored, written)
         self.lanes = machine.vector_bytes // 4
         self.units = 1
+        self.plan: contract.Plan | None = None
         self._pending: list[tuple[Buffer, list[Index], Element]] = []
 
     def kernel(self, nest: Nest) -> Kernel:
@@ -79,12 +82,13 @@ class Emitter:
             self._check(nest)
         else:
             assert isinstance(nest, Single)
-            {"reduce": self._reduce, "running": self._running, "scatter": self._scatter}[
-                nest.kind
-            ](nest)
+            {
+                "reduce": self._reduce, "running": self._running, "scatter": self._scatter,
+                "update": self._update,
+            }[nest.kind](nest)  # fmt: skip
         named = {name: buffer for buffer, name in self.e.buffers.items()}
         arguments = [(kind, name, named.get(name)) for kind, name in self.f.signature]
-        return Kernel(self.f.finish(), self.f.declarations, arguments, self.units)
+        return Kernel(self.f.finish(), self.f.declarations, arguments, self.units, self.plan)
 
     # Loops
 
@@ -116,7 +120,7 @@ class Emitter:
         body: Callable[[int], None],
     ) -> None:
         """A loop of vectors along a variable, then one of single elements for the rest."""
-        f, e, lanes = self.f, self.e, self._lanes_for(variable.length)
+        f, lanes = self.f, self._lanes_for(variable.length)
         start = f.constant(start, "i64") if isinstance(start, int) else start
         stop = f.constant(stop, "i64") if isinstance(stop, int) else stop
         span = f.binary("sub", stop, start)
@@ -401,16 +405,14 @@ class Emitter:
             wide_a=bool(rows) and rows[-1][1].a == 1,
             column_b=step(b[1], product.column) if product.column.length > 1 else 1,
         )
-        plan = contract.plan(spec, self.machine)
+        self.plan = plan = contract.plan(spec, self.machine)
         self.units = plan.units
         partial = None
         if plan.partial:
             partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
         place = ix.linear([ix.replace(i, values) for i in product.indices], out.shape)
 
-        def finish(
-            batch_at: list[Value], rows_at: list[Value], column: Value, sums: Value
-        ) -> None:
+        def finish(batch_at: list[Value], rows_at: list[Value], column: Value, sums: Value) -> None:
             e.round += 1
             counters = zip([*batch, *rows], [*batch_at, *rows_at], strict=True)
             e.counters.update({variable.key: at for (variable, _), at in counters})
@@ -483,9 +485,7 @@ class Emitter:
                 length = f.constant(last, "i64")
                 e.counters["unit"] = f.binary("udiv", loop.counter, length)
                 e.counters["i"] = f.binary("urem", loop.counter, length)
-                (state,) = self._reduced(
-                    over, [reduction], lambda states: [term(states[0])]
-                )
+                (state,) = self._reduced(over, [reduction], lambda states: [term(states[0])])
                 store(state)
             return
 
@@ -623,6 +623,26 @@ class Emitter:
             self._nested([(target, size)], [], clear_row)
             if count:
                 self._nested([(number, count)], [], add_row)
+
+    def _update(self, nest: Single) -> None:
+        """Write a box into the buffer that it belongs to; the rest stays as it is."""
+        e, f = self.e, self.f
+        _, update, starts = nest.operation.inputs
+        out = nest.operation.output()
+        buffer = self._stored(out)
+        assert buffer is not None
+        *lengths, last = update.shape or (1,)
+        unit, inner = Variable("unit", math.prod(lengths)), Variable("i", last)
+        self.units = unit.length if last else 0
+        at = ix.along(ix.linear([ix.of(unit), ix.of(inner)], (unit.length, last)), update.shape)
+        parts = zip(at, out.shape, update.shape, strict=True)
+        target = [
+            ix.total([(i, 1), (nests.views.start_of(starts, axis, n, size), 1)])
+            for axis, (i, n, size) in enumerate(parts)
+        ]
+        with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+            e.counters["unit"] = loop.counter
+            self._along(inner, 0, last, lambda _: e.store(buffer, target, e.read(update, at)))
 
     def _check(self, nest: Check) -> None:
         """Look at every element; record the first that may not be."""

@@ -59,7 +59,9 @@ class Reduction:
         limits = np.iinfo(self._dtype)
         return int(limits.min if sign < 0 else limits.max)
 
-    def add(self, state: list[Value], elements: Sequence[Element], place: Place | None) -> list[Value]:
+    def add(
+        self, state: list[Value], elements: Sequence[Element], place: Place | None
+    ) -> list[Value]:
         """The state after one more element, or the elements that make it up."""
         f = self._f
         if self._where:

@@ -1,0 +1,513 @@
+"""Explain: what a program does, step by step, and how near each step comes to the machine's best."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from palto.compiler import team
+from palto.compiler.index import Index, Variable
+from palto.compiler.llvm import contract, machine
+from palto.compiler.llvm.builder import Function, Value, size_of
+from palto.compiler.llvm.elementwise import LLVM_TYPES
+from palto.compiler.nests import Check, Group, Single
+from palto.tensor import dtypes
+from palto.tensor.graph import Array, Operation
+from palto.tensor.tensor import Shape, Tensor
+
+if TYPE_CHECKING:
+    from palto.compiler.native import Native, Step
+    from palto.compiler.program import Program
+
+#: For how long a program is run to be profiled.
+_SECONDS = 0.3
+#: What says nothing of what a step computes, as long as it computes anything.
+_QUIET = ("detach", "expand", "permute", "reshape")
+#: How often each microbenchmark runs; the best counts.
+_TRIES = 7
+#: Multiplications with additions in the body of the microbenchmark's loop: enough sums side by side
+#: that none waits for the one before, in registers together with two factors.
+_CHAINS, _LINKS, _TURNS = 12, 4, 1 << 16
+#: Bytes that the other microbenchmark copies: more than caches hold.
+_COPIED = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A step of a program.
+
+    Attributes:
+        number: its place in the program.
+        kind: "matmul" or "conv"; "map", "rows" (in several passes over each), "reduce", "running",
+            "scatter", "update"; "check" of values; "library" and "scan", which Python runs.
+        layers: the layers that it belongs to, most of it to the first; a gradient belongs to the
+            layer of what it is the gradient of.
+        primitives: what is computed in it, in order, with repetition.
+        dtype: of its first result.
+        shape: the places that it computes a result for.
+        summed: how many elements go into each sum of a contraction or reduction; 1 elsewhere.
+        tile: how a contraction's tiles lie: rows x columns of one, what is copied, blocks of sums.
+        units: independent pieces of work.
+        threads: how many take part.
+        waits: whether all threads meet before it.
+        read: bytes of memory read, each once.
+        written: bytes of memory written.
+        flops: floating-point operations; a multiply-add counts as two.
+        seconds: the least time that it took.
+        peak: the part of what the machine can do: of its multiply-adds for contractions, of its
+            copying for others (which may be more than 1 inside caches).
+    """
+
+    number: int
+    kind: str
+    layers: tuple[str, ...]
+    primitives: tuple[str, ...]
+    dtype: str
+    shape: Shape
+    summed: int
+    tile: str
+    units: int
+    threads: int
+    waits: bool
+    read: int
+    written: int
+    flops: int
+    seconds: float
+    peak: float
+
+    @property
+    def gflops(self) -> float:
+        """10^9 floating-point operations a second."""
+        return _rate(self.flops, self.seconds)
+
+    @property
+    def bandwidth(self) -> float:
+        """10^9 bytes read and written a second."""
+        return _rate(self.read + self.written, self.seconds)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation:
+    """All steps of a program, and the totals. Print it.
+
+    Attributes:
+        name: of the function.
+        rows: the steps, in order.
+        seconds: the least time of a whole run, from Python and back.
+        threads: how many ran it.
+        arena_bytes: the memory for what lives inside a run only.
+        lowering_seconds: how long it took to plan and write the program.
+        code_seconds: how long LLVM took, or the cache of compiled code.
+        kernels: how many different pieces of code the steps share.
+        flops_peak: multiply-adds of float32 that the machine did, in 10^9 operations a second.
+        copy_peak: 10^9 bytes a second read and written, copying what no cache holds.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    seconds: float
+    threads: int
+    arena_bytes: int
+    lowering_seconds: float
+    code_seconds: float
+    kernels: int
+    flops_peak: float
+    copy_peak: float
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The part of the steps' time that each kind takes, largest first."""
+        total = self._total or 1.0
+        found: dict[str, float] = {}
+        for row in self.rows:
+            found[row.kind] = found.get(row.kind, 0.0) + row.seconds / total
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @property
+    def _total(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    def slowest(self, count: int = 10) -> list[Row]:
+        """The steps that take the most time, the slowest first."""
+        return sorted(self.rows, key=lambda row: -row.seconds)[:count]
+
+    def summary(self) -> str:
+        """The totals."""
+        flops = sum(row.flops for row in self.rows)
+        moved = sum(row.read + row.written for row in self.rows)
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in self.shares.items())
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        lines = [
+            f"{self.name}: {len(self.rows)} steps, {self.kernels} kernels, {threads}",
+            f"time      {_time(self.seconds)} a call, {_time(self._total)} of it in steps"
+            + (f": {shares}" if shares else ""),
+            f"work      {_count(flops)} floating-point operations, {_rate(flops, self.seconds):,.1f} "
+            f"GFLOP/s; {_size(moved)} read and written, {_rate(moved, self.seconds):,.1f} GB/s",
+            f"machine   {self.flops_peak:,.1f} GFLOP/s in float32 and {self.copy_peak:,.1f} GB/s "
+            "copied, measured on these threads",
+            f"memory    {_size(self.arena_bytes)} for what lives inside a call",
+            f"compiled  in {_time(self.lowering_seconds)}, and {_time(self.code_seconds)} for "
+            "machine code",
+        ]
+        return "\n".join(lines)
+
+    def table(self, rows: Sequence[Row] | None = None, title: str = "") -> Any:
+        """A table of rich: of all steps in order, or of some."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE, title=title or None, title_justify="left", pad_edge=False)
+        for name in _COLUMNS:
+            right = name not in ("kind", "layer", "computes", "shape", "tile")
+            table.add_column(
+                name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis",
+                min_width=8 if name in ("layer", "computes") else len(name),
+            )  # fmt: skip
+        total = self._total or 1.0
+        for row in self.rows if rows is None else rows:
+            table.add_row(*_cells(row, total))
+        return table
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield self.table(title="All steps, in order")
+        if len(self.rows) > 10:
+            yield self.table(self.slowest(), "The slowest")
+        yield self.summary()
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        console = Console(
+            file=text, width=self.width(), color_system=None, highlight=False, markup=False
+        )
+        console.print(self)
+        lines = (line.rstrip() for line in text.getvalue().splitlines())
+        return "\n".join(line for line in lines if line)
+
+    __repr__ = __str__
+
+    def width(self) -> int:
+        """How wide the table is if nothing is cut."""
+        rows = [_COLUMNS, *(_cells(row, 1.0) for row in self.rows)]
+        return 120 + sum(max(map(len, column)) for column in zip(*rows, strict=True))
+
+
+_COLUMNS = (
+    "step", "kind", "layer", "computes", "shape", "tile", "units", "threads", "waits", "read",
+    "written", "FLOPs", "time", "share", "GFLOP/s", "GB/s", "of peak",
+)  # fmt: skip
+
+
+def _cells(row: Row, total: float) -> tuple[str, ...]:
+    layer = row.layers[0] if row.layers else ""
+    if len(row.layers) > 1:
+        layer += f" +{len(row.layers) - 1}"
+    shape = "x".join(map(str, row.shape)) or "1"
+    return (
+        str(row.number), row.kind, layer, _shortened(row.primitives),
+        f"{row.dtype} {shape}" + (f" of {row.summed}" if row.summed > 1 else ""), row.tile,
+        str(row.units or "-"), str(row.threads), "yes" if row.waits else "",
+        _size(row.read), _size(row.written), _count(row.flops), _time(row.seconds),
+        f"{row.seconds / total:.1%}", f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}",
+        f"{row.peak:.0%}",
+    )  # fmt: skip
+
+
+def _shortened(primitives: Sequence[str], longest: int = 40) -> str:
+    counts: dict[str, int] = {}
+    for name in primitives:
+        counts[name] = counts.get(name, 0) + 1
+    parts = [name if n == 1 else f"{n} {name}" for name, n in counts.items()]
+    text = ", ".join(parts)
+    while len(text) > longest and len(parts) > 1:
+        parts.pop()
+        text = ", ".join(parts) + f", +{len(counts) - len(parts)}"
+    return text
+
+
+def _rate(amount: int, seconds: float) -> float:
+    return amount / seconds / 1e9 if seconds > 0 else 0.0
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} us"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _count(count: int) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+# From a program to its rows
+
+
+def explain(program: Program, arguments: Sequence[Array], name: str) -> Explanation:
+    """Profile a program on some arguments. See :meth:`CompiledFunction.explain`."""
+    native = program.native
+    threads = team.thread_count()
+    *times, whole = program.profile(arguments, _SECONDS)
+    rows = [
+        _row(native, step, seconds, threads)
+        for step, seconds in zip(native.steps, times, strict=True)
+    ]
+    return Explanation(
+        name, tuple(rows), whole, threads, native.arena_bytes, native.lowering_seconds,
+        native.code_seconds, native.kernel_count, flops_peak("float", threads),
+        copy_peak(threads),
+    )  # fmt: skip
+
+
+def made_up(program: Program) -> list[Array]:
+    """Arguments for a program: numbers from 0 to 1, and zeros, which are in range as indices."""
+    rng = np.random.default_rng(0)
+    found = []
+    for x in program.argument_specs:
+        values = rng.random(x.shape) if x.dtype in dtypes.FLOATING else np.zeros(x.shape)
+        found.append(np.asarray(values).astype(x.dtype))
+    return found
+
+
+def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
+    nest, kernel = step.nest, step.kernel
+    operations = _operations(native, step)
+    plan = None if kernel is None else kernel.plan
+    if isinstance(nest, Group):
+        kind = "map" if nest.rows is None else "rows"
+        shape, first = nest.shape, nest.outputs[0]
+        if nest.product is not None:
+            kind, shape = nest.product.operation.primitive.name, nest.product.result.shape
+            summed = math.prod(v.length for v in nest.product.summed)
+        else:
+            summed = 1 if nest.rows is None else math.prod(nest.shape[nest.rows :])
+    elif isinstance(nest, Check):
+        kind, first, summed = "check", nest.tensor, 1
+        shape = first.shape if nest.place is None else ()
+    else:
+        assert isinstance(nest, Single)
+        kind, first = nest.kind, nest.outputs[0]
+        shape, summed = first.shape, math.prod(v.length for v in nest.reduced)
+    named = [x.primitive.name for x in operations]
+    loud = [name for name in named if name not in _QUIET]
+    read, written = _bytes_read(native, step), _bytes_written(native, step)
+    flops = sum(x.primitive.flops(x) for x in operations)
+    if plan is None:
+        peak = _rate(read + written, seconds) / copy_peak(threads)
+    else:
+        peak = _rate(flops, seconds) / flops_peak(LLVM_TYPES[first.dtype], threads)
+    return Row(
+        number=nest.position,
+        kind=kind,
+        layers=_layers(operations),
+        primitives=tuple(loud or named[:1]),
+        dtype=first.dtype.name,
+        shape=tuple(shape),
+        summed=summed,
+        tile="" if plan is None else _tile(plan),
+        units=0 if kernel is None else kernel.units,
+        threads=1 if step.is_serial else threads,
+        waits=step.barrier,
+        read=read,
+        written=written,
+        flops=flops,
+        seconds=seconds,
+        peak=peak,
+    )
+
+
+def _tile(plan: contract.Plan) -> str:
+    height, width = (max((x.size for x in y), default=0) for y in (plan.tiles, plan.panels))
+    copied = [name for name, packs in (("a", plan.packs_a), ("b", plan.packs_b)) if packs]
+    text = f"{height}x{width}"
+    if copied:
+        text += f", copies {' and '.join(copied)}"
+    return text + (f", {plan.blocks} blocks" if plan.blocks > 1 else "")
+
+
+def _operations(native: Native, step: Step) -> list[Operation]:
+    """What is computed in a step, in an order in which it can be."""
+    nest = step.nest
+    found: dict[int, Operation] = {}
+
+    def visit(x: Tensor, *, inside: bool = False) -> None:
+        operation = x.operation if x._value is None else None
+        if operation is None or operation.sequence in found:
+            return
+        if inside or not native.is_stored(x):
+            found[operation.sequence] = operation
+            for source in operation.inputs:
+                visit(source)
+
+    if isinstance(nest, Group):
+        if nest.product is not None:
+            visit(nest.product.result, inside=True)
+            visit(nest.product.operation.output(), inside=True)
+        for member in nest.members:
+            if member.source is member.tensor:
+                visit(member.tensor, inside=True)
+            else:
+                visit(member.source)
+                assert member.tensor.operation is not None
+                found[member.tensor.operation.sequence] = member.tensor.operation
+    elif isinstance(nest, Check):
+        visit(nest.tensor)
+    else:
+        for x in nest.outputs:
+            visit(x, inside=True)
+    return [found[sequence] for sequence in sorted(found)]
+
+
+def _layers(operations: Iterable[Operation]) -> tuple[str, ...]:
+    """The layers that operations belong to; those that they take most of first."""
+    count: dict[str, int] = {}
+    for operation in operations:
+        if operation.scope:
+            name = ".".join(operation.scope)
+            count[name] = count.get(name, 0) + operation.primitive.flops(operation)
+    return tuple(sorted(count, key=lambda name: -count[name]))
+
+
+def _bytes_written(native: Native, step: Step) -> int:
+    nest = step.nest
+    amounts = [(x, x.size) for x in nest.outputs]
+    if isinstance(nest, Group) and nest.members:
+        amounts = [
+            (m.tensor, m.tensor.size if m.offset is None else m.source.size) for m in nest.members
+        ]
+        if nest.product is not None:
+            amounts.append((nest.product.result, nest.product.result.size))
+    elif isinstance(nest, Single) and nest.kind == "update":
+        amounts = [(nest.outputs[0], nest.operation.inputs[1].size)]
+    stored = [(x, size) for x, size in amounts if native.buffer_of(x) is not None]
+    return sum(size * x.dtype.itemsize for x, size in stored)
+
+
+def _bytes_read(native: Native, step: Step) -> int:
+    """What a step reads: of each tensor no more than all, and than loops go to."""
+    own = {id(x) for x in step.nest.outputs}
+    amounts: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    reads: Sequence[tuple[Tensor, tuple[Index, ...] | None]] = step.nest.reads
+    for x, indices in reads:
+        if id(x) not in own and native.buffer_of(x) is not None:
+            sizes[id(x)] = x.size * x.dtype.itemsize
+            places = x.size if indices is None else min(x.size, _places(indices))
+            amounts[id(x)] = amounts.get(id(x), 0) + places * x.dtype.itemsize
+    return sum(min(amount, sizes[key]) for key, amount in amounts.items())
+
+
+def _places(indices: Sequence[Index]) -> int:
+    """No fewer than indices take different values."""
+    lengths: dict[str, int] = {}
+
+    def visit(index: Index) -> None:
+        for variable, _ in index.terms.values():
+            if variable.kind == "element":
+                for inner in variable.source.indices:
+                    visit(inner)
+            elif variable.index is not None:
+                visit(variable.index)
+            else:
+                lengths[variable.key] = variable.length
+
+    for index in indices:
+        visit(index)
+    return min(math.prod(lengths.values()), math.prod(i.high - i.low + 1 for i in indices))
+
+
+# What the machine can do
+
+
+def _compiled(write: Callable[[Function], None]) -> machine.Code:
+    """A function of table, sync, thread and threads, named "measured"."""
+    function = Function(
+        "measured", [("ptr", "table"), ("ptr", "sync"), ("i64", "thread"), ("i64", "threads")]
+    )
+    write(function)
+    text = function.finish().replace("define internal", "define", 1)
+    return machine.load("\n".join([*sorted(function.declarations), text, ""]))
+
+
+def _least_seconds(code: machine.Code, memory: Array, threads: int) -> float:
+    """The best of several runs."""
+    address, table = code.address("measured"), memory.__array_interface__["data"][0]
+    found = []
+    for _ in range(_TRIES):
+        begun = time.perf_counter()
+        team.run(address, table, threads)
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+@cache
+def flops_peak(kind: str, threads: int) -> float:
+    """10^9 floating-point operations a second of multiply-adds in registers, on so many threads."""
+    host = contract.Machine.host()
+    lanes = host.vector_bytes // size_of(kind)
+    code = _compiled(partial(_write_chains, kind, lanes, host.fused))
+    seconds = _least_seconds(code, np.zeros(threads * host.vector_bytes, np.uint8), threads)
+    return _rate(2 * lanes * _CHAINS * _LINKS * _TURNS * threads, seconds)
+
+
+def _write_chains(kind: str, lanes: int, fused: bool, f: Function) -> None:
+    factor, term = f.constant(0.5, kind, lanes), f.constant(1, kind, lanes)
+
+    def link(x: Value) -> Value:
+        return f.fma(x, factor, term) if fused else f.binary("fadd", f.binary("fmul", x, factor), term)
+
+    with f.loop(0, _TURNS, nonempty=True) as loop:
+        sums = [loop.carry(f.constant(i, kind, lanes)) for i in range(_CHAINS)]
+        links = list(sums)
+        for _ in range(_LINKS):
+            links = [link(x) for x in links]
+        for phi, value in zip(sums, links, strict=True):
+            loop.update(phi, value)
+    total, *others = (loop.result(x) for x in sums)
+    for x in others:
+        total = f.binary("fadd", total, x)
+    place = f.binary("mul", f.parameters["thread"], f.constant(lanes, "i64"))
+    f.store(f.parameters["table"], place, total)
+
+
+@cache
+def copy_peak(threads: int) -> float:
+    """10^9 bytes a second read and written by a copy in memory, on so many threads."""
+    lanes = contract.Machine.host().vector_bytes // 4
+    code = _compiled(partial(_write_copy, lanes))
+    return _rate(2 * _COPIED, _least_seconds(code, np.empty(2 * _COPIED, np.uint8), threads))
+
+
+def _write_copy(lanes: int, f: Function) -> None:
+    """From the first half of the table to the second, in lines of 64 bytes."""
+    table, thread, threads = (f.parameters[name] for name in ("table", "thread", "threads"))
+    lines = f.constant(_COPIED // 64, "i64")
+    ends = [thread, f.binary("add", thread, f.constant(1, "i64"))]
+    line = f.constant(16, "i64")
+    first, last = (
+        f.binary("mul", f.binary("udiv", f.binary("mul", end, lines), threads), line)
+        for end in ends
+    )
+    with f.loop(first, last, 16) as loop:
+        for shift in range(0, 16, lanes):
+            place = f.binary("add", loop.counter, f.constant(shift, "i64"))
+            target = f.binary("add", place, f.constant(_COPIED // 4, "i64"))
+            f.store(table, target, f.load(table, place, "float", lanes))
