@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,13 @@ class Native:
             self._code.address(f"program{number}") for number in range(len(self._segments))
         ]
         self._arena = np.empty(self.arena_bytes + 2 * memory.ALIGNMENT, np.uint8)
-        self._pointers: list[int] = []
+        start = self._arena.__array_interface__["data"][0]
+        self._start = start + -start % memory.ALIGNMENT
+        self._pointers = np.zeros(_BUFFERS + len(self._table), np.uint64)
+        self._pointers[_ARENA] = self._start
+        self._address = self._pointers.__array_interface__["data"][0]
+        #: The array that each pointer of the table belongs to.
+        self._pointed: list[Callable[[], Array | None]] = [lambda: None] * len(self._table)
 
     # Buffers
 
@@ -453,8 +460,8 @@ class Native:
 
     def profile(self, inputs: Sequence[Array], targets: Sequence[Array]) -> Array:
         """Run once; the clock of `team` at the beginning of each step, and at the end."""
-        outputs = [np.empty(x.shape, x.dtype) for x in self.graph.outputs]
-        outputs = [outputs[number] for number in self._outputs]
+        found = [self.graph.outputs[number] for number in self._outputs]
+        outputs = [np.empty(x.shape, x.dtype) for x in found]
         notes = np.zeros(len(self.steps) + 1, np.int64)
         self._execute(inputs, targets, outputs, notes)
         notes[-1] = max(notes)
@@ -472,14 +479,14 @@ class Native:
         arrays = {
             "input": inputs, "output": outputs, "cell": targets, "constant": self._constants,
         }  # fmt: skip
-        start = self._arena.__array_interface__["data"][0]
-        start += -start % memory.ALIGNMENT
-        table = np.array(
-            [start, 0 if notes is None else notes.__array_interface__["data"][0]]
-            + [arrays[b.role][b.number].__array_interface__["data"][0] for b in self._table],
-            np.uint64,
-        )
-        address = table.__array_interface__["data"][0]
+        table, start = self._pointers, self._start
+        table[_PROFILE] = 0 if notes is None else notes.__array_interface__["data"][0]
+        for slot, buffer in enumerate(self._table):
+            array = arrays[buffer.role][buffer.number]
+            if self._pointed[slot]() is not array:  # asking NumPy for an address takes long
+                table[_BUFFERS + slot] = array.__array_interface__["data"][0]
+                self._pointed[slot] = weakref.ref(array)
+        address = self._address
         threads = team.thread_count()
         for number, function in enumerate(self._functions):
             if self._segments[number]:
