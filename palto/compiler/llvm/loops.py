@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _PIECE = 8192
 _ENOUGH = 64
 #: Vectors side by side, so that one sum need not wait for the other.
 _UNROLL = 4
+
+#: Layers of one size share their plan.
+_planned = functools.lru_cache(maxsize=1024)(contract.plan)
 
 Stored = Callable[[Tensor], Buffer | None]
 
