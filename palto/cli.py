@@ -143,6 +143,39 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Show what a run's training step does, the slowest part first, and how fast this machine is.
+
+    Each line is a loop around some operations, or a matrix product; `of peak` says how near it
+    comes to what the machine can do. The run itself stays as it is.
+
+    The step that training takes: palto profile runs/my-run
+
+    What a prediction costs: palto profile runs/my-run --inference --batch-size 1
+    """
+
+    run_folder: Positional[Path]
+    """The run's folder."""
+    inference: bool = False
+    """The step of evaluation instead."""
+    batch_size: int | None = None
+    """Examples in the step; by default as many as the run's own steps have."""
+
+    def run(self) -> int:
+        """Do it."""
+        run = Run.open(self.run_folder)
+        explanation = run.explain(
+            open_examples(run.config), training=not self.inference, batch_size=self.batch_size
+        )
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = explanation.width()
+        console.print(explanation.table(explanation.slowest(len(explanation.rows))))
+        console.print(explanation.summary(), markup=False)
+        return 0
+
+
+@dataclass(frozen=True)
 class Summary:
     """Show a model's layers with shapes, parameters and operations."""
 
@@ -201,6 +234,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "report": Report,
+    "profile": Profile,
     "summary": Summary,
     "data": Data,
 }

@@ -260,8 +260,9 @@ class _Method(functools.partial):
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """See :meth:`CompiledFunction.explain`."""
         is_empty = not (args or kwargs)
-        function: CompiledFunction = self.func
-        return function._explain((*self.args, *args), kwargs, is_empty=is_empty)
+        function: Any = self.func
+        found: Explanation = function._explain((*self.args, *args), kwargs, is_empty=is_empty)
+        return found
 
 
 def _drawn() -> Any:

@@ -1,4 +1,4 @@
-"""Explain: what a program does, step by step, and how near each step comes to the machine's best."""
+"""Explain: what a program does, step by step, and how near each comes to the machine's best."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from palto.compiler import team
-from palto.compiler.index import Index, Variable
+from palto.compiler.index import Index
 from palto.compiler.llvm import contract, machine
 from palto.compiler.llvm.builder import Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _SECONDS = 0.3
 #: What says nothing of what a step computes, as long as it computes anything.
 _QUIET = ("detach", "expand", "permute", "reshape")
-#: How often each microbenchmark runs; the best counts.
-_TRIES = 7
+#: How often each microbenchmark runs at least, and for how long; the best counts.
+_TRIES, _TRYING = 5, 0.08
 #: Multiplications with additions in the body of the microbenchmark's loop: enough sums side by side
 #: that none waits for the one before, in registers together with two factors.
 _CHAINS, _LINKS, _TURNS = 12, 4, 1 << 16
@@ -49,7 +49,7 @@ class Row:
             "scatter", "update"; "check" of values; "library" and "scan", which Python runs.
         layers: the layers that it belongs to, most of it to the first; a gradient belongs to the
             layer of what it is the gradient of.
-        primitives: what is computed in it, in order, with repetition.
+        primitives: what is computed in it, in order, with repetition; last, what is checked.
         dtype: of its first result.
         shape: the places that it computes a result for.
         summed: how many elements go into each sum of a contraction or reduction; 1 elsewhere.
@@ -148,8 +148,9 @@ class Explanation:
             f"{self.name}: {len(self.rows)} steps, {self.kernels} kernels, {threads}",
             f"time      {_time(self.seconds)} a call, {_time(self._total)} of it in steps"
             + (f": {shares}" if shares else ""),
-            f"work      {_count(flops)} floating-point operations, {_rate(flops, self.seconds):,.1f} "
-            f"GFLOP/s; {_size(moved)} read and written, {_rate(moved, self.seconds):,.1f} GB/s",
+            f"work      {_count(flops)} floating-point operations, "
+            f"{_rate(flops, self.seconds):,.1f} GFLOP/s; {_size(moved)} read and written, "
+            f"{_rate(moved, self.seconds):,.1f} GB/s",
             f"machine   {self.flops_peak:,.1f} GFLOP/s in float32 and {self.copy_peak:,.1f} GB/s "
             "copied, measured on these threads",
             f"memory    {_size(self.arena_bytes)} for what lives inside a call",
@@ -165,7 +166,7 @@ class Explanation:
 
         table = Table(box=box.SIMPLE, title=title or None, title_justify="left", pad_edge=False)
         for name in _COLUMNS:
-            right = name not in ("kind", "layer", "computes", "shape", "tile")
+            right = name not in ("kind", "layer", "computes", "shape", "dtype", "tile")
             table.add_column(
                 name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis",
                 min_width=8 if name in ("layer", "computes") else len(name),
@@ -201,8 +202,8 @@ class Explanation:
 
 
 _COLUMNS = (
-    "step", "kind", "layer", "computes", "shape", "tile", "units", "threads", "waits", "read",
-    "written", "FLOPs", "time", "share", "GFLOP/s", "GB/s", "of peak",
+    "step", "kind", "layer", "computes", "shape", "dtype", "tile", "units", "threads", "waits",
+    "read", "written", "FLOPs", "time", "share", "GFLOP/s", "GB/s", "of peak",
 )  # fmt: skip
 
 
@@ -213,7 +214,7 @@ def _cells(row: Row, total: float) -> tuple[str, ...]:
     shape = "x".join(map(str, row.shape)) or "1"
     return (
         str(row.number), row.kind, layer, _shortened(row.primitives),
-        f"{row.dtype} {shape}" + (f" of {row.summed}" if row.summed > 1 else ""), row.tile,
+        shape + (f" of {row.summed}" if row.summed > 1 else ""), row.dtype, row.tile,
         str(row.units or "-"), str(row.threads), "yes" if row.waits else "",
         _size(row.read), _size(row.written), _count(row.flops), _time(row.seconds),
         f"{row.seconds / total:.1%}", f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}",
@@ -308,6 +309,8 @@ def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
         shape, summed = first.shape, math.prod(v.length for v in nest.reduced)
     named = [x.primitive.name for x in operations]
     loud = [name for name in named if name not in _QUIET]
+    if isinstance(nest, Check):
+        loud.append(_condition(nest))
     read, written = _bytes_read(native, step), _bytes_written(native, step)
     flops = sum(x.primitive.flops(x) for x in operations)
     if plan is None:
@@ -332,6 +335,13 @@ def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
         seconds=seconds,
         peak=peak,
     )
+
+
+def _condition(nest: Check) -> str:
+    """What values must be."""
+    low = "" if nest.low is None else f"{nest.low} <= "
+    high = "" if nest.high is None else f" < {nest.high}"
+    return f"{low}x{high}" if low or high else "x != 0"
 
 
 def _tile(plan: contract.Plan) -> str:
@@ -408,7 +418,8 @@ def _bytes_read(native: Native, step: Step) -> int:
     sizes: dict[int, int] = {}
     reads: Sequence[tuple[Tensor, tuple[Index, ...] | None]] = step.nest.reads
     for x, indices in reads:
-        if id(x) not in own and native.buffer_of(x) is not None:
+        is_number = x._value is not None and x.size == 1  # which stands in the code
+        if not is_number and id(x) not in own and native.buffer_of(x) is not None:
             sizes[id(x)] = x.size * x.dtype.itemsize
             places = x.size if indices is None else min(x.size, _places(indices))
             amounts[id(x)] = amounts.get(id(x), 0) + places * x.dtype.itemsize
@@ -450,8 +461,9 @@ def _compiled(write: Callable[[Function], None]) -> machine.Code:
 def _least_seconds(code: machine.Code, memory: Array, threads: int) -> float:
     """The best of several runs."""
     address, table = code.address("measured"), memory.__array_interface__["data"][0]
-    found = []
-    for _ in range(_TRIES):
+    found: list[float] = []
+    end = time.perf_counter() + _TRYING
+    while len(found) < _TRIES or time.perf_counter() < end:
         begun = time.perf_counter()
         team.run(address, table, threads)
         found.append(time.perf_counter() - begun)
@@ -472,7 +484,9 @@ def _write_chains(kind: str, lanes: int, fused: bool, f: Function) -> None:
     factor, term = f.constant(0.5, kind, lanes), f.constant(1, kind, lanes)
 
     def link(x: Value) -> Value:
-        return f.fma(x, factor, term) if fused else f.binary("fadd", f.binary("fmul", x, factor), term)
+        if fused:
+            return f.fma(x, factor, term)
+        return f.binary("fadd", f.binary("fmul", x, factor), term)
 
     with f.loop(0, _TURNS, nonempty=True) as loop:
         sums = [loop.carry(f.constant(i, kind, lanes)) for i in range(_CHAINS)]

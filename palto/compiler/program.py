@@ -73,7 +73,7 @@ class Program:
         checks = len(recording.checks)
         return outputs[: self._returned], outputs[self._returned + checks :]
 
-    def profile(self, arguments: Sequence[Array], seconds: float) -> Array:
+    def profile(self, arguments: Sequence[Array], seconds: float) -> list[float]:
         """Run on copies of the cells, which stay as they are, at least `_LEAST_RUNS` times.
 
         Args:
@@ -90,7 +90,7 @@ class Program:
             inputs = [np.array(x, order="C") for x in arguments]
             inputs += [copies[cell] for cell in self._reads]
             targets = [copies[cell] for cell in recording.writes]
-            found = []
+            found: list[list[float]] = []
             end = time.perf_counter() + seconds
             while len(found) < _LEAST_RUNS or (
                 time.perf_counter() < end and len(found) < _MOST_RUNS
@@ -101,7 +101,7 @@ class Program:
                 notes = self.native.profile(inputs, targets)
                 whole = time.perf_counter() - begun
                 found.append([*np.diff(notes) / team.cycles_per_second(), whole])
-        return np.min(found, axis=0)
+        return [float(min(times)) for times in zip(*found, strict=True)]
 
 
 def _own(cell: Cell) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from palto import __version__
-from palto.compiler import compile
+from palto.compiler import Explanation, compile
 from palto.data import DataLoader, Dataset, augment, open_source, read_image
 from palto.data.sources.pictures import SUFFIXES
 from palto.nn import functional, models
@@ -378,6 +378,28 @@ class Run:
     def evaluate(self, examples: Examples) -> Evaluation:
         """Measure the best weights on the test examples."""
         return self.load_best().evaluate(_batches(examples.test, self.config))
+
+    def explain(
+        self, examples: Examples, *, training: bool = True, batch_size: int | None = None
+    ) -> Explanation:
+        """Say what a step of training, or of evaluation, does, and how fast.
+
+        Args:
+            examples: the data.
+            training: whether of training.
+            batch_size: the run's own by default.
+
+        Raises:
+            ValueError: the batch size is less than 1, or there are fewer examples.
+        """
+        data = examples.train if training else examples.test
+        size = batch_size
+        if size is None:
+            size = min(self.config.batch_size if training else EVALUATION_BATCH, len(data))
+        if not 1 <= size <= len(data):
+            raise ValueError(f"batch_size must be from 1 to {len(data)}, got {size}")
+        inputs, targets = next(iter(DataLoader(data, size)))
+        return self.trainer(1, show=False).explain(inputs, targets, training=training)
 
     def predict(
         self, files: Iterable[str | os.PathLike[str]], *, complain: Callable[[str], None]

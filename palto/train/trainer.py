@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from palto.compiler import compile
+from palto.compiler import CompiledFunction, Explanation, compile
 from palto.data.loader import DataLoader
 from palto.nn import module as modules
 from palto.nn.module import Module
@@ -256,19 +256,34 @@ class Trainer:
 
     # Measuring
 
-    def evaluate(self, batches: DataLoader) -> Evaluation:
-        """Measure the model, as in inference, on batches of (inputs, targets)."""
-        count = self.task.start()
+    def explain(self, inputs: Tensor, targets: Tensor, *, training: bool = True) -> Explanation:
+        """Say what the step of training, or of evaluation, does on a batch, and how fast.
+
+        Weights and everything else stay as they are.
+        """
+        if training:
+            return self._step.explain(inputs, targets)
+        with self._inference():
+            return self._answer.explain(inputs, targets)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
         before = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with no_grad():
-                for inputs, targets in batches:
-                    outputs, losses = self._answer(inputs, targets)
-                    count.update(outputs.array(), targets.array(), losses.array())
+                yield
         finally:
             for module, training in before:
                 module.training = training
+
+    def evaluate(self, batches: DataLoader) -> Evaluation:
+        """Measure the model, as in inference, on batches of (inputs, targets)."""
+        count = self.task.start()
+        with self._inference():
+            for inputs, targets in batches:
+                outputs, losses = self._answer(inputs, targets)
+                count.update(outputs.array(), targets.array(), losses.array())
         result: Evaluation = count.result()
         return result
 
@@ -378,7 +393,7 @@ def _training_step(
     loss_function: Callable[..., Tensor],
     augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
     clip_norm: float | None,
-) -> Callable[..., Tensor]:
+) -> CompiledFunction:
     """The compiled step. It sees nothing of the trainer, whose state changes all the time."""
 
     @compile
@@ -398,9 +413,7 @@ def _training_step(
     return step
 
 
-def _answer(
-    model: Module, loss_function: Callable[..., Tensor]
-) -> Callable[..., tuple[Tensor, Tensor]]:
+def _answer(model: Module, loss_function: Callable[..., Tensor]) -> CompiledFunction:
     @compile
     def answer(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model(inputs)
