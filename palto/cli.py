@@ -167,11 +167,10 @@ class Profile:
         explanation = run.explain(
             open_examples(run.config), training=not self.inference, batch_size=self.batch_size
         )
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = explanation.width()
-        console.print(explanation.table(explanation.slowest(len(explanation.rows))))
-        console.print(explanation.summary(), markup=False)
+        rows = explanation.slowest(len(explanation.rows))
+        console = Console()
+        print(explanation.table(rows, console.width if console.is_terminal else None))
+        print(explanation.summary())
         return 0
 
 

@@ -1,6 +1,7 @@
-"""From a Python function to a program: trace, simplify, run."""
+"""From a Python function to a program: trace, simplify, fuse, native code."""
 
 from palto.compiler.compile import CompiledFunction, compile
 from palto.compiler.explain import Explanation
+from palto.compiler.team import get_num_threads, set_num_threads
 
-__all__ = ["CompiledFunction", "Explanation", "compile"]
+__all__ = ["CompiledFunction", "Explanation", "compile", "get_num_threads", "set_num_threads"]

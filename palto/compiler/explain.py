@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,10 +30,11 @@ _SECONDS = 0.3
 #: What says nothing of what a step computes, as long as it computes anything.
 _QUIET = ("detach", "expand", "permute", "reshape")
 #: How often each microbenchmark runs at least, and for how long; the best counts.
-_TRIES, _TRYING = 5, 0.08
+_TRIES, _TRYING = 5, 0.15
 #: Multiplications with additions in the body of the microbenchmark's loop: enough sums side by side
-#: that none waits for the one before, in registers together with two factors.
-_CHAINS, _LINKS, _TURNS = 12, 4, 1 << 16
+#: that none waits for the one before, in registers together with two factors. A run is so short
+#: that on a busy machine some run has all processors for itself.
+_CHAINS, _LINKS, _TURNS = 12, 4, 1 << 14
 #: Bytes that the other microbenchmark copies: more than caches hold.
 _COPIED = 1 << 26
 
@@ -106,7 +106,8 @@ class Explanation:
         lowering_seconds: how long it took to plan and write the program.
         code_seconds: how long LLVM took, or the cache of compiled code.
         kernels: how many different pieces of code the steps share.
-        flops_peak: multiply-adds of float32 that the machine did, in 10^9 operations a second.
+        flops_peak: multiply-adds of float32 that the machine does, in 10^9 operations a second: as
+            many as were measured, or as some step did.
         copy_peak: 10^9 bytes a second read and written, copying what no cache holds.
     """
 
@@ -159,52 +160,57 @@ class Explanation:
         ]
         return "\n".join(lines)
 
-    def table(self, rows: Sequence[Row] | None = None, title: str = "") -> Any:
-        """A table of rich: of all steps in order, or of some."""
-        from rich import box
-        from rich.table import Table
+    def table(self, rows: Sequence[Row], width: int | None = None) -> str:
+        """A table of some steps.
 
-        table = Table(box=box.SIMPLE, title=title or None, title_justify="left", pad_edge=False)
-        for name in _COLUMNS:
-            right = name not in ("kind", "layer", "computes", "shape", "dtype", "tile")
-            table.add_column(
-                name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis",
-                min_width=8 if name in ("layer", "computes") else len(name),
-            )  # fmt: skip
+        Args:
+            rows: the steps.
+            width: how many characters a line has room for; in a narrow table columns are missing.
+        """
         total = self._total or 1.0
-        for row in self.rows if rows is None else rows:
-            table.add_row(*_cells(row, total))
-        return table
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield self.table(title="All steps, in order")
-        if len(self.rows) > 10:
-            yield self.table(self.slowest(), "The slowest")
-        yield self.summary()
+        table = [_cells(row, total) for row in rows]
+        columns = {name: tuple(line[i] for line in table) for i, name in enumerate(_COLUMNS)}
+        for name in _LEAVING:
+            if width is not None and _width(columns) > width:
+                del columns[name]
+        for name in ("computes", "layer"):
+            if width is not None and (excess := _width(columns) - width) > 0:
+                room = max(max(map(len, columns[name]), default=0) - excess, len(name))
+                columns[name] = tuple(
+                    x if len(x) <= room else x[: room - 1] + "…" for x in columns[name]
+                )
+        padded = []
+        for name, cells in columns.items():
+            longest = max(map(len, (name, *cells)))
+            pad = str.ljust if name in _TEXTS else str.rjust
+            padded.append([pad(x, longest) for x in (name, *cells)])
+        head, *lines = ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+        return "\n".join([head, "-" * _width(columns), *lines])
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        console = Console(
-            file=text, width=self.width(), color_system=None, highlight=False, markup=False
-        )
-        console.print(self)
-        lines = (line.rstrip() for line in text.getvalue().splitlines())
-        return "\n".join(line for line in lines if line)
+        parts = [self.table(self.rows)]
+        if len(self.rows) > 10:
+            parts += ["the slowest:", self.table(self.slowest())]
+        return "\n".join([*parts, self.summary()])
 
     __repr__ = __str__
-
-    def width(self) -> int:
-        """How wide the table is if nothing is cut."""
-        rows = [_COLUMNS, *(_cells(row, 1.0) for row in self.rows)]
-        return 120 + sum(max(map(len, column)) for column in zip(*rows, strict=True))
 
 
 _COLUMNS = (
     "step", "kind", "layer", "computes", "shape", "dtype", "tile", "units", "threads", "waits",
     "read", "written", "FLOPs", "time", "share", "GFLOP/s", "GB/s", "of peak",
 )  # fmt: skip
+_TEXTS = ("kind", "layer", "computes", "shape", "dtype", "tile")
+#: Columns in the order in which they leave a table that is too wide.
+_LEAVING = (
+    "dtype", "units", "read", "written", "waits", "FLOPs", "threads", "tile", "GB/s", "shape",
+    "GFLOP/s",
+)  # fmt: skip
+
+
+def _width(columns: dict[str, tuple[str, ...]]) -> int:
+    """How wide a table is."""
+    return sum(2 + max(map(len, (name, *cells))) for name, cells in columns.items()) - 2
 
 
 def _cells(row: Row, total: float) -> tuple[str, ...]:
@@ -271,10 +277,16 @@ def explain(program: Program, arguments: Sequence[Array], name: str) -> Explanat
         _row(native, step, seconds, threads)
         for step, seconds in zip(native.steps, times, strict=True)
     ]
+    # A step that does more than was measured shows that others were busy during the measurement.
+    most: dict[str, float] = {}
+    for row in rows:
+        if row.tile:
+            most[row.dtype] = max(most.get(row.dtype, 1.0), row.peak)
+    rows = [replace(x, peak=x.peak / most[x.dtype]) if x.tile else x for x in rows]
     return Explanation(
         name, tuple(rows), whole, threads, native.arena_bytes, native.lowering_seconds,
-        native.code_seconds, native.kernel_count, flops_peak("float", threads),
-        copy_peak(threads),
+        native.code_seconds, native.kernel_count,
+        flops_peak("float", threads) * most.get("float32", 1.0), copy_peak(threads),
     )  # fmt: skip
 
 
@@ -339,6 +351,8 @@ def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
 
 def _condition(nest: Check) -> str:
     """What values must be."""
+    if nest.tensor.dtype == dtypes.bool:
+        return "x"
     low = "" if nest.low is None else f"{nest.low} <= "
     high = "" if nest.high is None else f" < {nest.high}"
     return f"{low}x{high}" if low or high else "x != 0"

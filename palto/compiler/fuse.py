@@ -219,7 +219,8 @@ class Fuser:
             axes = nests.variables("m", (*out.shape, x.shape[-1]))
             *batch, row, column, summed = axes
             b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
-            batches, rows, sums = tuple(batch), (row,), (summed,)
+            batches, sums = tuple(batch), (summed,)
+            rows: tuple[Variable, ...] = (row,)
             at_a, at_b, indices = (*b, m, k), (*b, k, n), (*b, m, n)
         else:
             groups, share = operation.params["groups"], nests.out_share(operation)

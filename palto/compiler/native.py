@@ -654,17 +654,18 @@ def _checks(graph: Graph) -> list[Check]:
             sizes = params.get("sizes") or x.shape[axis : axis + len(places)]
             for place, size in zip(places, sizes, strict=True):
                 error = functools.partial(_index_error, params["role"], size)
-                found += _check(place, 0, size, error)
+                found += _check(place, 0, size, _located(operation, error))
         elif name in ("dynamic_slice", "dynamic_update_slice"):
             starts = inputs[-1]
             sizes = params["sizes"] if name == "dynamic_slice" else inputs[1].shape
             for axis, (n, size) in enumerate(zip(inputs[0].shape, sizes, strict=True)):
                 error = functools.partial(_start_error, axis, n, size)
-                found += _check(starts, 0, n - size + 1, error, axis)
+                found += _check(starts, 0, n - size + 1, _located(operation, error), axis)
         elif name in ("floor_divide", "remainder") and inputs[1].dtype in dtypes.INTEGER:
-            found += _check(inputs[1], None, None, functools.partial(_zero_error, name))
+            error = functools.partial(_zero_error, name)
+            found += _check(inputs[1], None, None, _located(operation, error))
         elif name == "pow" and inputs[1].dtype in dtypes.SIGNED:
-            found += _check(inputs[1], 0, None, _power_error)
+            found += _check(inputs[1], 0, None, _located(operation, _power_error))
     return found
 
 
@@ -699,6 +700,18 @@ def _check(
             return []
     allows_zero = low is not None or high is not None
     return [Check(x, low, high, allows_zero, error, place)]
+
+
+def _located(operation: Operation, error: Callable[[int], Exception]) -> Callable[[int], Exception]:
+    """The error with a note of the layer it happened in."""
+
+    def make(value: int) -> Exception:
+        result = error(value)
+        if operation.scope:
+            result.add_note(f"in layer {'.'.join(operation.scope)}")
+        return result
+
+    return make
 
 
 def _index_error(role: str, size: int, value: int) -> Exception:

@@ -13,7 +13,7 @@ from palto.nn import functional
 def short(monkeypatch):
     """Profiles of a few runs, and a machine that is not measured."""
     monkeypatch.setattr("palto.compiler.explain._SECONDS", 0.0)
-    monkeypatch.setattr("palto.compiler.explain.flops_peak", lambda kind, threads: 100.0)
+    monkeypatch.setattr("palto.compiler.explain.flops_peak", lambda kind, threads: 1e6)
     monkeypatch.setattr("palto.compiler.explain.copy_peak", lambda threads: 10.0)
 
 
@@ -119,7 +119,7 @@ def test_a_linear_layer():
     assert row.seconds > 0
     assert row.gflops == pytest.approx(row.flops / row.seconds / 1e9)
     assert row.bandwidth == pytest.approx((row.read + row.written) / row.seconds / 1e9)
-    assert row.peak == pytest.approx(row.gflops / 100)
+    assert row.peak == pytest.approx(row.gflops / 1e6)
 
 
 def test_what_is_read_of_a_table_and_of_a_slice():
@@ -158,12 +158,23 @@ def test_the_text():
     *_, step, batch = learning()
     found = step.explain(*batch)
     text = str(found)
-    for part in ("Network.first", "Network.norm", "Network.second", "matmul", "The slowest",
+    for part in ("Network.first", "Network.norm", "Network.second", "matmul", "the slowest",
                  "GFLOP/s", "step: ", "kernels", "of peak", "machine code"):  # fmt: skip
         assert part in text
     assert repr(found) == text
-    assert all(len(line) <= found.width() for line in text.splitlines())
     assert "…" not in text
+    assert all(" x " in line for line in text.splitlines() if " bool " in line)
+
+
+def test_a_narrow_table():
+    *_, step, batch = learning()
+    found = step.explain(*batch)
+    for width in (80, 120, 160):
+        lines = found.table(found.rows, width).splitlines()
+        assert len(lines) == 2 + len(found.rows)
+        assert max(map(len, lines)) <= width
+        for name in ("step", "kind", "layer", "computes", "time", "share", "of peak"):
+            assert name in lines[0]
 
 
 def test_without_arguments():
