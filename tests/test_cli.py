@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from palto import cli
+from palto.train.run import Config, Run, open_examples
 
 KINDS = ("blue", "green", "red")
 
@@ -103,6 +105,7 @@ def test_a_run_that_is_there_already(pictures, capsys):
         (["train", "nowhere"], "nowhere"),
         (["resume", "nowhere"], "holds no run"),
         (["evaluate", "nowhere"], "holds no run"),
+        (["profile", "nowhere"], "holds no run"),
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--lr", "-1"], "lr must be a positive number"),
         (["summary", "alexnet", "--shape", "5", "5", "1"], "alexnet"),
@@ -129,9 +132,40 @@ def test_help_teaches(capsys):
         assert part in said
 
 
+def test_help_of_profile_teaches(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "--help"])
+    said = capsys.readouterr().out
+    for part in ("palto profile runs/my-run", "--inference", "--batch-size", "the slowest part"):
+        assert part in said
+
+
 def test_summary(capsys):
     status, said = palto(capsys, "summary", "lenet")
     assert status == 0 and "Conv2d" in said.out
+
+
+def test_profile(pictures, capsys):
+    run, _ = trained(pictures, capsys)
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    status, said = palto(capsys, "profile", run)
+    assert status == 0, said.err
+    for part in ("Sequential.layers.1", "matmul", "of peak", "GFLOP/s", "step: ", "kernels"):
+        assert part in said.out
+    shares = [float(share) for share in re.findall(r" (\d+\.\d)%", said.out)]
+    assert len(shares) > 5 and shares == sorted(shares, reverse=True)  # the slowest first
+    status, said = palto(capsys, "profile", run, "--inference", "--batch-size", "2")
+    assert status == 0 and "answer: " in said.out and re.search(r"matmul .* 2x3 of 3072 ", said.out)
+    assert before == {path: path.read_bytes() for path in before}
+    status, said = palto(capsys, "profile", run, "--batch-size", "0")
+    assert status == 2 and "batch_size must be from 1 to 54" in said.err
+
+
+def test_profile_before_anything_is_learnt(pictures, capsys, tmp_path):
+    config = Config(data=str(pictures), model="logistic_regression")
+    Run.create(tmp_path / "new", config, open_examples(config))
+    status, said = palto(capsys, "profile", tmp_path / "new")
+    assert status == 0 and "step: " in said.out
 
 
 def test_data(capsys):
