@@ -206,6 +206,7 @@ class Fuser:
     def _product(self, operation: Operation, readers: Sequence[Operation]) -> None:
         """Note a matrix product or convolution that the contraction's kernel can compute."""
         rows: tuple[Variable, ...]
+        sums: tuple[Variable, ...]
         indices: tuple[Index, ...]
         x, w, out = *operation.inputs, operation.output()
         if out.dtype not in dtypes.FLOATING or 0 in (*x.shape, *w.shape, *out.shape):
@@ -219,8 +220,7 @@ class Fuser:
             axes = nests.variables("m", (*out.shape, x.shape[-1]))
             *batch, row, column, summed = axes
             b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
-            batches, sums = tuple(batch), (summed,)
-            rows: tuple[Variable, ...] = (row,)
+            batches, rows, sums = tuple(batch), (row,), (summed,)
             at_a, at_b, indices = (*b, m, k), (*b, k, n), (*b, m, n)
         else:
             groups, share = operation.params["groups"], nests.out_share(operation)
