@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import functools
 import json
+import operator
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -19,10 +21,12 @@ from tyro.conf import Positional
 from palto import data
 from palto.data import DataUnavailableError
 from palto.train.run import (
+    PRESETS,
     REPORT_FILE,
     Config,
     Examples,
     ModelName,
+    PresetName,
     Run,
     build_model,
     open_examples,
@@ -36,6 +40,11 @@ class Train(Config):
 
     On Fashion-MNIST, with all defaults: palto train
 
+    The full run, AlexNet with augmentation: palto train --preset alexnet
+
+    A preset is a set of other defaults, which `palto train --preset alexnet --help` shows. Options
+    beside it count as always: palto train --preset alexnet --epochs 5
+
     On a folder with one subfolder for each class: palto train photos/ --size 64
 
     On a table: palto train table.csv --target price
@@ -45,6 +54,8 @@ class Train(Config):
 
     data: Positional[str] = "fashion-mnist"
     """A folder of images by class, a .csv, .npz, .zip, .tar.gz, or a name from `palto data`."""
+    preset: PresetName | None = None
+    """Defaults that go well together, named by their model."""
     out: Path | None = None
     """The run's folder; by default a new one in runs/."""
 
@@ -227,7 +238,7 @@ class Data:
         return 0
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {
+_COMMANDS: dict[str, Any] = {
     "train": Train,
     "resume": Resume,
     "evaluate": Evaluate,
@@ -241,12 +252,16 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; the words after `palto` by default."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        _COMMANDS,
+    words = sys.argv[1:] if words is None else words
+    markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
+    markers["train"] = tyro.conf.subcommand("train", default=_preset(words))
+    kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]
+    any_of_them: Any = functools.reduce(operator.or_, kinds)
+    command = tyro.cli(
+        any_of_them,
         prog="palto",
         description="Deep learning that fits the computer you have.",
         args=words,
-        sort_subcommands=False,
     )
     try:
         return int(command.run())
@@ -256,6 +271,17 @@ def main(words: list[str] | None = None) -> int:
         for note in getattr(error, "__notes__", ()):
             print(f"       {note}", file=sys.stderr)
         return 2
+
+
+def _preset(words: list[str]) -> Train:
+    """The defaults of `palto train`: those of the preset that is named among the words, if any."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", choices=PRESETS)
+    try:
+        name = parser.parse_known_args(words)[0].preset
+    except argparse.ArgumentError:  # the command line itself says what is wrong
+        name = None
+    return Train() if name is None else Train(**vars(PRESETS[name]), preset=name)
 
 
 def _described(config: Config, examples: Examples) -> str:

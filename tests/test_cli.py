@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from palto import cli
-from palto.train.run import Config, Run, open_examples
+from palto import asarray, cli
+from palto.train.run import (
+    PRESETS,
+    Config,
+    Run,
+    build_augmentation,
+    build_model,
+    open_examples,
+)
 
 KINDS = ("blue", "green", "red")
 
@@ -109,6 +116,9 @@ def test_a_run_that_is_there_already(pictures, capsys):
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--lr", "-1"], "lr must be a positive number"),
         (["summary", "alexnet", "--shape", "5", "5", "1"], "alexnet"),
+        (["train", "--preset", "gan"], "'alexnet'"),
+        (["train", "--preset"], "preset"),
+        (["train", "nowhere", "--preset", "lenet"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_clear_sentence(tmp_path, monkeypatch, capsys, words, message):
@@ -124,11 +134,63 @@ def test_a_half_written_run(tmp_path, capsys):
     assert status == 2 and "run.json is damaged" in said.err
 
 
+@pytest.fixture
+def asked_for(monkeypatch):
+    """What `palto train` would train, without doing it."""
+    seen = []
+
+    def run(self):
+        seen.append(self)
+        return 0
+
+    monkeypatch.setattr(cli.Train, "run", run)
+    return seen
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_set_of_defaults(asked_for, capsys, name):
+    status, said = palto(capsys, "train", "--preset", name)
+    assert status == 0, said.err
+    (asked,) = asked_for
+    preset = PRESETS[name]
+    assert asked.data == "fashion-mnist" and asked.model == name and asked.preset == name
+    assert {key: getattr(asked, key) for key in vars(preset)} == vars(preset)
+
+
+def test_options_go_before_the_preset(asked_for, capsys):
+    for words in (
+        ["photos", "--epochs", "3", "--preset", "alexnet", "--augment", "flip"],
+        ["--preset=alexnet", "--augment", "flip", "--epochs", "3", "--", "photos"],
+    ):
+        status, said = palto(capsys, "train", *words)
+        assert status == 0, said.err
+    first, second = asked_for
+    assert first == second and first.model == "alexnet"
+    assert (first.data, first.epochs, first.augment) == ("photos", 3, ("flip",))
+
+
+def test_the_presets_take_fashion_mnist():
+    for preset in PRESETS.values():
+        model = build_model(preset.model, (28, 28, 1), 10)
+        change = build_augmentation(preset.augment, 10, (28, 28, 1))
+        images, labels = asarray(np.zeros((2, 28, 28, 1), np.float32)), asarray([1, 2])
+        if change is not None:
+            images, labels = change(images, labels)
+        assert model(images).shape == (2, 10)
+
+
+def test_help_shows_what_a_preset_holds(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--preset", "alexnet", "--help"])
+    said = capsys.readouterr().out
+    assert "(default: crop flip)" in said and "(default: alexnet)" in said
+
+
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     said = capsys.readouterr().out
-    for part in ("palto train photos/", "--augment", "--epochs", "default"):
+    for part in ("palto train photos/", "--preset alexnet", "--augment", "--epochs", "default"):
         assert part in said
 
 

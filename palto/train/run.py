@@ -33,6 +33,7 @@ from palto.train.trainer import Trainer
 
 ModelName = Literal["logistic_regression", "fully_connected", "lenet", "alexnet", "resnet"]
 AugmentName = Literal["crop", "flip", "rotation", "jitter", "erasing", "noise", "mixup"]
+PresetName = Literal["alexnet", "lenet", "fully_connected"]
 
 CONFIG_FILE = "run.json"
 REPORT_FILE = "report.html"
@@ -97,6 +98,14 @@ class Config:
         if self.lr is not None:
             return self.lr
         return 1e-3 if self.model == "alexnet" else 3e-3
+
+
+#: Named defaults, each for a whole run on Fashion-MNIST.
+PRESETS: dict[PresetName, Config] = {
+    "alexnet": Config(model="alexnet", epochs=15, augment=("crop", "flip")),
+    "lenet": Config(model="lenet", epochs=20, augment=("flip",)),
+    "fully_connected": Config(model="fully_connected", epochs=12),
+}
 
 
 @dataclass(frozen=True)

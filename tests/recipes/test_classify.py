@@ -60,8 +60,49 @@ def test_interrupted_it_tests_what_it_has(small, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(classify.Progress, "add_task", lambda *a, **k: interrupted(None))
-    out = run(monkeypatch, capsys, "--epochs", "1")
+    out = run(monkeypatch, capsys, "--model", "fully_connected", "--epochs", "1")
     assert "stopped" in out and "test accuracy" in out
+
+
+def test_a_first_look_before_a_long_epoch_ends(small, monkeypatch, capsys):
+    monkeypatch.setattr(classify, "FIRST_LOOK", (0, 50))
+    words = ("--model", "logistic_regression", "--epochs", "2")
+    out = run(monkeypatch, capsys, *words)
+    assert "compiling the training step" in out
+    assert "after 1 steps" in out and out.count("of 50 test images right") == 1
+    assert out.count("of 200 test images right") == 2
+    monkeypatch.setattr(classify, "FIRST_LOOK", (1000, 50))
+    unlooked = run(monkeypatch, capsys, *words)
+    assert "of 50 test images" not in unlooked
+    assert out.split("test accuracy")[1] == unlooked.split("test accuracy")[1]
+
+
+def test_augmentation_can_be_chosen(small, monkeypatch, capsys, tmp_path):
+    words = ("--model", "logistic_regression", "--epochs", "1", "--save")
+    plain = run(monkeypatch, capsys, *words, str(tmp_path / "plain"))
+    changed = run(monkeypatch, capsys, *words, str(tmp_path / "changed"), "--augment")
+    assert "mirrored" not in plain.split("compiling")[0] and "moved and mirrored" in changed
+    assert (tmp_path / "plain").read_bytes() != (tmp_path / "changed").read_bytes()
+
+
+def chosen(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["classify", *words])
+    return classify.arguments()
+
+
+def test_without_words_it_is_alexnet_with_augmentation(monkeypatch):
+    args = chosen(monkeypatch)
+    assert args.model == "alexnet" and args.augment and 2 <= args.epochs <= 4
+    assert not chosen(monkeypatch, "--no-augment").augment
+    args = chosen(monkeypatch, "--model", "fully_connected")
+    assert (args.epochs, args.lr, args.augment) == (8, 3e-3, False)
+    assert chosen(monkeypatch, "--epochs", "5", "--lr", "1e-4").lr == 1e-4
+
+
+@pytest.mark.parametrize("model", classify.MODELS)
+def test_every_model_takes_the_images(model):
+    module = classify.MODELS[model].make()
+    assert module(np.zeros((1, *classify.IMAGE), np.float32)).shape == (1, classify.CLASSES)
 
 
 @pytest.mark.parametrize("words", [["--epochs", "0"], ["--model", "gan"], ["--lr", "fast"]])
@@ -77,5 +118,5 @@ def test_help_teaches(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         classify.main()
     out = capsys.readouterr().out
-    for part in ("--model", "lenet", "60,000 images (8)"):
+    for part in ("--model", "lenet", "alexnet 2", "--no-augment"):
         assert part in out
