@@ -231,10 +231,10 @@ class Walk:
             self.visit(operation.inputs[0], [Index()])
             self.numbers.append(ix.linear(at, x.shape))
         elif name == "window_put":
-            read, chosen, place = single_window(operation, at)
+            reads, place = covering(operation, at, [Index()] * (x.ndim - 2))
             self.numbers.append(place)
-            self.follow(chosen)
-            self.follow(read)
+            for read in reads:
+                self.follow(read)
         elif name == "iota":
             self.numbers.append(at[operation.params["axis"]])
         else:
@@ -264,23 +264,29 @@ def reads_of(x: Tensor, is_stored: Callable[[Tensor], bool]) -> Reads:
     return walk.reads
 
 
-def single_window(operation: Operation, at: Sequence[Index]) -> tuple[Read, Read, Index]:
-    """For windows that do not overlap: a pixel's value and index, and its place in its window."""
+def covering(
+    operation: Operation, at: Sequence[Index], over: Sequence[Index]
+) -> tuple[list[Read], Index]:
+    """One of the windows that may cover a pixel: the value and index there, and its place in it.
+
+    `over` counts back, along each axis, from the last window that begins at or before the pixel.
+    """
     params = operation.params
-    x, indices = operation.inputs
     conditions: list[Condition] = []
     windows, places = [], []
-    for pixel, step, k, (low, _), n in zip(
-        at[1:-1], params["stride"], params["window"], params["padding"], x.shape[1:-1], strict=True
-    ):
-        window, place = ix.split(pixel + low, step)
-        if place.high >= k:  # between two windows
+    for pixel, back, k, step, (low, _), n in zip(
+        at[1:-1], over, params["window"], params["stride"], params["padding"],
+        operation.inputs[0].shape[1:-1], strict=True,
+    ):  # fmt: skip
+        last, rest = ix.split(pixel + low, step)
+        place = ix.total([(rest, 1), (back, step)])
+        if place.high >= k:  # the window ends before the pixel
             conditions.append(Condition(place, 0, k))
-        windows.append(views.spread(window, n, 1, conditions))
+        windows.append(views.spread(ix.total([(last, 1), (back, -1)]), n, 1, conditions))
         places.append(place)
     where = (at[0], *windows, at[-1])
-    found = Read(x, where, tuple(conditions)), Read(indices, where, tuple(conditions))
-    return *found, ix.linear(places, params["window"])
+    reads = [Read(x, where, tuple(conditions)) for x in operation.inputs]
+    return reads, ix.linear(places, params["window"])
 
 
 #: Reductions: which are over axes of the input, and which over windows.
@@ -299,6 +305,8 @@ def reduced_shape(operation: Operation) -> Shape:
         return operation.inputs[1].shape[:-1]
     if name == "matmul":
         return (x.shape[-1],)
+    if name == "window_put":
+        return tuple(-(-k // s) for k, s in zip(params["window"], params["stride"], strict=True))
     return tuple(params["window"])
 
 
@@ -335,15 +343,7 @@ def terms(operation: Operation, out: Sequence[Index], over: Sequence[Index]) -> 
         ]
         return [Read(x, (out[0], *pixels, out[-1]), tuple(conditions))]
     assert name == "window_put"
-    conditions = []
-    windows = [
-        views.spread(ix.total([(pixel, 1), (k, -1), (Index(low), 1)]), n, step, conditions)
-        for pixel, k, (low, _), n, step in zip(
-            out[1:-1], over, params["padding"], x.shape[1:-1], params["stride"], strict=True
-        )
-    ]
-    place = (out[0], *windows, out[-1])
-    return [Read(tensor, place, tuple(conditions)) for tensor in operation.inputs]
+    return covering(operation, out, over)[0]
 
 
 def under(

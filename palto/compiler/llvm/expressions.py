@@ -184,7 +184,8 @@ class Expressions:
             place = ix.linear(indices, operation.output().shape)
             return philox_word(f, seed, draw, self.value(place))
         if name == "window_put":
-            read, chosen, place = nests.single_window(operation, indices)
+            first = [Index()] * (len(indices) - 2)
+            (read, chosen), place = nests.covering(operation, indices, first)
             index = self.read_or(chosen, f.constant(-1, "i32"))
             assert isinstance(index, Value)
             here = f.compare("eq", f.convert("sext", index, "i64"), self.value(place))

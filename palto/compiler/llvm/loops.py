@@ -465,17 +465,20 @@ class Emitter:
         lengthwise = bool(over) and (bool(inner and inner[-1] in axes) or shape == (1,))
         over_at = [ix.of(v) for v in nest.reduced]
         reduction = Reduction(e, operation)
+        place_in = ix.linear(over_at, [v.length for v in nest.reduced])
         *lengths, last = shape
         variables = (Variable("unit", math.prod(lengths)), Variable("i", last))
         place = ix.linear([ix.of(v) for v in variables], (variables[0].length, last))
         at = ix.along(place, out.shape)
+        if operation.primitive.name == "window_put":
+            place_in = nests.covering(operation, at, over_at)[1]
         empty = any(v.length == 0 for v in over)
 
         def term(state: list[Value]) -> list[Value]:
             e.round += 1
             reads = nests.terms(operation, at, over_at)
             elements = [e.read_or(read, e.immediate(0, read.tensor.dtype)) for read in reads]
-            return reduction.add(state, elements, (over_at, e.truth(reads[0].conditions)))
+            return reduction.add(state, elements, (place_in, e.truth(reads[0].conditions)))
 
         def store(state: list[Value]) -> None:
             for output, element in zip(operation.outputs, reduction.results(state), strict=True):

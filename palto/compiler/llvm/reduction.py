@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from palto.compiler import index as ix
 from palto.compiler.index import Index
 from palto.compiler.llvm import elementwise
 from palto.compiler.llvm.builder import FLOATS, Value
@@ -20,8 +19,8 @@ from palto.compiler.llvm.expressions import Expressions
 from palto.tensor import dtypes
 from palto.tensor.graph import Operation
 
-#: Where among what is reduced, and whether anything is there.
-Place = tuple[Sequence[Index], Value | None]
+#: Where among what is reduced, as one number, and whether anything is there.
+Place = tuple[Index, Value | None]
 
 
 class Reduction:
@@ -67,8 +66,7 @@ class Reduction:
         if self._where:
             assert place is not None
             over, present = place
-            lengths = self._lengths()
-            at = f.convert("trunc", self._e.value(ix.linear(over, lengths)), self._where)
+            at = f.convert("trunc", self._e.value(over), self._where)
             (element,) = elements
             assert isinstance(element, Value)
             better = self._is_better(element, state[0])
@@ -87,18 +85,13 @@ class Reduction:
             update, chosen = elements
             over, present = place
             assert isinstance(chosen, Value)
-            here = self._e.value(ix.linear(over, self._lengths()))
+            here = self._e.value(over)
             named = f.compare("eq", f.convert("sext", chosen, "i64"), here)
             if present is not None:
                 named = f.binary("and", named, present)
             zero = self._e.immediate(0, self._dtype)
             return _listed(self.sum_of(_joined(state), self._e.choose(named, update, zero)))
         return _listed(self.sum_of(_joined(state), elements[0]))
-
-    def _lengths(self) -> tuple[int, ...]:
-        if self._name == "argmax":
-            return (self._operation.inputs[0].shape[self._operation.params["axis"]],)
-        return tuple(self._operation.params["window"])
 
     def _product(self, state: list[Value], elements: Sequence[Element]) -> list[Value]:
         f, (a, b) = self._f, elements
