@@ -1,4 +1,8 @@
-"""A step as part of a program: the same numbers, to the bit, and nothing half done."""
+"""A step as part of a program: the same numbers, but for rounding, and nothing half done.
+
+Adam divides by the root of what may be a tiny square, so noise in a gradient can grow. In float64
+the comparison is sharp nevertheless: a wrong rule, or a wrong eps, is far above `NOISE`.
+"""
 
 import numpy as np
 import pytest
@@ -8,9 +12,12 @@ from palto import optim
 from palto.nn.module import Parameter
 from palto.tensor.graph import Graph, Trace
 
-from .conftest import assert_same, values
+from .conftest import Case, assert_same, values
 
 schedules = optim.schedules
+
+#: How much a compiled step may differ from the eager one, by dtype.
+NOISE = {"float64": 1e-11, "float32": 1e-5}
 
 STEPS = {
     "sgd": (lambda n: optim.SGD(n, 0.1), None),
@@ -47,25 +54,31 @@ def step_of(case, network, optimizer, between):
     return step
 
 
-def assert_same_state(optimizer, other):
+def close(number, dtype="float64"):
+    return pytest.approx(number, rel=NOISE[dtype])
+
+
+def assert_same_state(optimizer, other, rtol=0.0):
     assert dict(other.named_cells()).keys() == dict(optimizer.named_cells()).keys()
     for (name, cell), (_, wanted) in zip(optimizer.named_cells(), other.named_cells(), strict=True):
-        np.testing.assert_array_equal(cell.numpy(), wanted.numpy(), err_msg=name)
+        np.testing.assert_allclose(cell.numpy(), wanted.numpy(), rtol=rtol, atol=rtol, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", NOISE)
 @pytest.mark.parametrize("name", STEPS)
-def test_ten_compiled_steps_are_the_eager_ones(case32, name):
+def test_ten_compiled_steps_are_the_eager_ones(name, dtype):
+    case = Case(dtype)
     make, between = STEPS[name]
-    eager, compiled = case32.network(), case32.network()
+    eager, compiled = case.network(), case.network()
     optimizers = make(eager), make(compiled)
-    run = step_of(case32, eager, optimizers[0], between)
-    program = palto.compile(step_of(case32, compiled, optimizers[1], between))
+    run = step_of(case, eager, optimizers[0], between)
+    program = palto.compile(step_of(case, compiled, optimizers[1], between))
     for _ in range(10):
-        wanted = run(palto.asarray(case32.x), palto.asarray(case32.y))
-        assert program(case32.x, case32.y).item() == wanted.item()
+        wanted = run(palto.asarray(case.x), palto.asarray(case.y))
+        assert program(case.x, case.y).item() == close(wanted.item(), dtype)
     assert program.program_count == 1
-    assert_same(compiled, eager)
-    assert_same_state(optimizers[1], optimizers[0])
+    assert_same(compiled, eager, NOISE[dtype])
+    assert_same_state(optimizers[1], optimizers[0], NOISE[dtype])
 
 
 @pytest.mark.parametrize("name", ["nesterov", "adam", "tail", "cosine", "clipped"])
@@ -96,17 +109,17 @@ def test_a_traced_step_assigns_every_cell(case32, name):
     assert_same_state(optimizer, reference)
 
 
-def test_lr_changes_without_another_program(case32):
-    eager, compiled = case32.network(), case32.network()
+def test_lr_changes_without_another_program(case):
+    eager, compiled = case.network(), case.network()
     optimizers = optim.Adam(eager, 0.1), optim.Adam(compiled, 0.1)
-    run = step_of(case32, eager, optimizers[0], None)
-    program = palto.compile(step_of(case32, compiled, optimizers[1], None))
+    run = step_of(case, eager, optimizers[0], None)
+    program = palto.compile(step_of(case, compiled, optimizers[1], None))
     for lr in (0.1, 0.03, palto.asarray(0.2), 0.0):
         for optimizer in optimizers:
             optimizer.lr = lr
-        run(palto.asarray(case32.x), palto.asarray(case32.y))
-        program(case32.x, case32.y)
-        assert_same(compiled, eager)
+        run(palto.asarray(case.x), palto.asarray(case.y))
+        program(case.x, case.y)
+        assert_same(compiled, eager, NOISE["float64"])
     assert program.program_count == 1
 
 
@@ -121,20 +134,20 @@ def test_lr_changes_without_another_program(case32):
     ],
     ids=["decay", "betas", "variant", "schedule", "frozen"],
 )
-def test_other_changes_are_seen(case32, change):
-    eager, compiled = case32.network(), case32.network()
+def test_other_changes_are_seen(case, change):
+    eager, compiled = case.network(), case.network()
     optimizers = optim.Adam(eager, 0.1), optim.Adam(compiled, 0.1)
-    run = step_of(case32, eager, optimizers[0], None)
-    program = palto.compile(step_of(case32, compiled, optimizers[1], None))
+    run = step_of(case, eager, optimizers[0], None)
+    program = palto.compile(step_of(case, compiled, optimizers[1], None))
     for _ in range(2):
-        run(palto.asarray(case32.x), palto.asarray(case32.y))
-        program(case32.x, case32.y)
-        assert_same(compiled, eager)
+        run(palto.asarray(case.x), palto.asarray(case.y))
+        program(case.x, case.y)
+        assert_same(compiled, eager, NOISE["float64"])
         for optimizer in optimizers:
             change(optimizer)
-    run(palto.asarray(case32.x), palto.asarray(case32.y))
-    program(case32.x, case32.y)
-    assert_same(compiled, eager)
+    run(palto.asarray(case.x), palto.asarray(case.y))
+    program(case.x, case.y)
+    assert_same(compiled, eager, NOISE["float64"])
 
 
 def test_lr_set_inside_a_program():
@@ -178,18 +191,18 @@ def test_a_failed_check_leaves_everything_as_it_was(case32, check, message):
     assert optimizer.count.item() == 2
 
 
-def test_the_norm_comes_out_of_a_program(case32):
-    network = case32.network()
+def test_the_norm_comes_out_of_a_program(case):
+    network = case.network()
 
     @palto.compile
     def norm(x, y):
         ((network(x) - y) ** 2).mean().backward()
         return optim.clip_grad_norm_(network, 0.1)
 
-    case32.loss(network).backward()
+    case.loss(network).backward()
     wanted = optim.clip_grad_norm_(network, 0.1)
     optim.SGD(network).zero_grad()
-    assert norm(case32.x, case32.y).item() == wanted.item()
+    assert norm(case.x, case.y).item() == close(wanted.item())
 
 
 def test_a_missing_gradient_is_found_while_tracing(case32):
@@ -216,25 +229,25 @@ def test_a_second_step_without_backward_is_found_while_tracing(case32):
         step(case32.x, case32.y)
 
 
-def test_two_steps_in_one_program(case32):
-    eager, compiled = case32.network(), case32.network()
+def test_two_steps_in_one_program(case):
+    eager, compiled = case.network(), case.network()
     optimizers = optim.Adam(eager, 0.1), optim.Adam(compiled, 0.1)
-    run = step_of(case32, eager, optimizers[0], None)
-    inside = step_of(case32, compiled, optimizers[1], None)
+    run = step_of(case, eager, optimizers[0], None)
+    inside = step_of(case, compiled, optimizers[1], None)
 
     @palto.compile
     def twice(x, y):
         return inside(x, y), inside(x, y)
 
     for _ in range(3):
-        wanted = [run(palto.asarray(case32.x), palto.asarray(case32.y)).item() for _ in range(2)]
-        assert [loss.item() for loss in twice(case32.x, case32.y)] == wanted
-    assert_same(compiled, eager)
+        wanted = [run(palto.asarray(case.x), palto.asarray(case.y)).item() for _ in range(2)]
+        assert [loss.item() for loss in twice(case.x, case.y)] == close(wanted)
+    assert_same(compiled, eager, NOISE["float64"])
 
 
-def test_two_optimisers_in_one_program(case32):
+def test_two_optimisers_in_one_program(case):
     """As for a generator and its judge, each with a loss of its own."""
-    eager, compiled = case32.network(), case32.network()
+    eager, compiled = case.network(), case.network()
 
     def step_of_two(network):
         first, second = optim.Adam(network.hidden, 0.1), optim.SGD(network.out, 0.1, momentum=0.9)
@@ -251,24 +264,25 @@ def test_two_optimisers_in_one_program(case32):
 
     run, program = step_of_two(eager), palto.compile(step_of_two(compiled))
     for _ in range(5):
-        wanted = run(palto.asarray(case32.x), palto.asarray(case32.y))
-        assert program(case32.x, case32.y).item() == wanted.item()
-    assert_same(compiled, eager)
+        wanted = run(palto.asarray(case.x), palto.asarray(case.y))
+        assert program(case.x, case.y).item() == close(wanted.item())
+    assert_same(compiled, eager, NOISE["float64"])
 
 
-def test_a_program_sees_the_average(case32):
-    network = case32.network()
+def test_a_program_sees_the_average(case):
+    network = case.network()
     optimizer = optim.Adam(network, 0.1, average="uniform")
-    program = palto.compile(step_of(case32, network, optimizer, None))
+    program = palto.compile(step_of(case, network, optimizer, None))
     predict = palto.compile(network)
     for _ in range(5):
-        program(case32.x, case32.y)
-    training = predict(case32.x).numpy()
+        program(case.x, case.y)
+    training = predict(case.x).numpy()
     with optimizer.averaged(network):
-        averaged = predict(case32.x).numpy()
-        np.testing.assert_array_equal(averaged, network(palto.asarray(case32.x)).numpy())
-    assert not np.array_equal(averaged, training)
-    np.testing.assert_array_equal(predict(case32.x).numpy(), training)
+        averaged = predict(case.x).numpy()
+        eager = network(palto.asarray(case.x)).numpy()
+        np.testing.assert_allclose(averaged, eager, rtol=NOISE["float64"])
+    assert np.abs(averaged - training).max() > 1e-3
+    np.testing.assert_array_equal(predict(case.x).numpy(), training)
     assert predict.program_count == 1
 
 
