@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +11,10 @@ settings.register_profile(
     "palto", max_examples=30, deadline=None, derandomize="CI" in os.environ, print_blob=True
 )
 settings.load_profile("palto")
+
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
