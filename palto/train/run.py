@@ -102,7 +102,7 @@ class Config:
 
 #: Named defaults, each for a whole run on Fashion-MNIST.
 PRESETS: dict[PresetName, Config] = {
-    "alexnet": Config(model="alexnet", epochs=15, augment=("crop", "flip")),
+    "alexnet": Config(model="alexnet", epochs=15, batch_size=64, lr=2e-3, augment=("crop", "flip")),
     "lenet": Config(model="lenet", epochs=20, augment=("flip",)),
     "fully_connected": Config(model="fully_connected", epochs=12),
 }

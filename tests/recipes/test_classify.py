@@ -95,7 +95,7 @@ def test_without_words_it_is_alexnet_with_augmentation(monkeypatch):
     assert args.model == "alexnet" and args.augment and 2 <= args.epochs <= 4
     assert not chosen(monkeypatch, "--no-augment").augment
     args = chosen(monkeypatch, "--model", "fully_connected")
-    assert (args.epochs, args.lr, args.augment) == (8, 3e-3, False)
+    assert (args.epochs, args.batch_size, args.lr, args.augment) == (8, 128, 3e-3, False)
     assert chosen(monkeypatch, "--epochs", "5", "--lr", "1e-4").lr == 1e-4
 
 
