@@ -21,7 +21,7 @@ class Buffer:
         shape: the tensor's shape.
         dtype: its dtype.
         role: "argument", "cell", "constant", "output": memory that is there already, known by
-            `number`; "arena": the program's own; "thread": a part of it for each thread.
+            `number`; "arena": the program's own.
         number: which argument, cell, constant or output.
 
     Attributes:

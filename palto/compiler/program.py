@@ -41,7 +41,6 @@ class Program:
         arguments = len(graph.inputs) - len(recording.reads)
         places = {cell: arguments + i for i, cell in enumerate(recording.reads)}
         self._reads = recording.reads
-        self._only_written = [cell for cell in recording.writes if cell not in places]
         writes = {returned + i: places.get(cell) for i, cell in enumerate(recording.writes)}
         conditions = {returned + written + i: message for i, message in enumerate(recording.checks)}
         self._returned = returned
