@@ -42,7 +42,7 @@ TURN = 0.5
 
 def set_threads(count: int, torch: Any = None) -> None:
     """Both sides' threads from now on."""
-    getattr(palto, "set_num_threads", lambda count: None)(count)
+    palto.set_num_threads(count)
     if torch is not None:
         torch.set_num_threads(count)
 

@@ -8,7 +8,7 @@ layers, losses and models; ``palto.optim`` optimisers; ``palto.data`` data sets 
 __version__ = "0.1.0"
 
 from palto.backprop import BackwardError, grad, value_and_grad
-from palto.compiler import compile, get_num_threads, set_num_threads
+from palto.compiler import Dim, compile, get_num_threads, set_num_threads
 from palto.tensor import Cell, Tensor, TraceError, fft, random
 from palto.tensor.dtypes import (
     bfloat16,

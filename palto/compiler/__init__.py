@@ -2,6 +2,14 @@
 
 from palto.compiler.compile import CompiledFunction, compile
 from palto.compiler.explain import Explanation
+from palto.compiler.sizes import Dim
 from palto.compiler.team import get_num_threads, set_num_threads
 
-__all__ = ["CompiledFunction", "Explanation", "compile", "get_num_threads", "set_num_threads"]
+__all__ = [
+    "CompiledFunction",
+    "Dim",
+    "Explanation",
+    "compile",
+    "get_num_threads",
+    "set_num_threads",
+]

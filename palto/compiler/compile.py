@@ -8,16 +8,19 @@ import inspect
 import random
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
 
 from palto.backprop import BackwardError
+from palto.compiler.dynamic import Declared, DynamicShapes, generalise, points, with_sizes
 from palto.compiler.explain import Explanation, explain, made_up
 from palto.compiler.guards import Guards
 from palto.compiler.program import Program
+from palto.compiler.sizes import LEAST
 from palto.compiler.trace import VALUE, Recording, difference, record
 from palto.tensor import dtypes
 from palto.tensor.graph import Array, Spec, current_trace, is_grad_enabled
@@ -37,6 +40,8 @@ class _Entry:
     guards: Guards
     recording: Recording
     program: Program
+    #: The sizes below which it is not the right one.
+    least: dict[str, int]
 
     def changed(self) -> str | None:
         fact = self.guards.changed()
@@ -52,13 +57,20 @@ class _Entry:
 class CompiledFunction:
     """A function that runs as a program; made by :func:`palto.compile`."""
 
-    def __init__(self, function: Callable[..., Any], *, keep_grad: bool = False) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        keep_grad: bool = False,
+        dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
             raise TypeError("palto.compile takes plain functions, no generators or coroutines")
         if not callable(function):
             raise TypeError(f"palto.compile takes a function, got {function!r}")
         self._function = function
         self._keep_grad = keep_grad
+        self._dynamic = DynamicShapes(function, dynamic_shapes) if dynamic_shapes else None
         self._entries: dict[Any, list[_Entry]] = {}
         self._lock = threading.RLock()
         self._last_change: str | None = None
@@ -71,7 +83,11 @@ class CompiledFunction:
         return getattr(self._function, "__name__", repr(self._function))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
-        return CompiledFunction(copy.deepcopy(self._function, memo), keep_grad=self._keep_grad)
+        return CompiledFunction(
+            copy.deepcopy(self._function, memo),
+            keep_grad=self._keep_grad,
+            dynamic_shapes=self._dynamic.shapes if self._dynamic else {},
+        )
 
     @property
     def program_count(self) -> int:
@@ -88,9 +104,9 @@ class CompiledFunction:
         """Run the program for these arguments, made at the first call of their kind."""
         if current_trace() is not None:
             return self._function(*args, **kwargs)  # part of the program around it
-        entry, arrays = self._prepare(args, kwargs)
+        entry, arrays, sizes = self._prepare(args, kwargs)
         self._refuse_waiting(entry.recording)
-        returned, grads = entry.program.run(arrays)
+        returned, grads = entry.program.run(arrays, sizes)
         return self._deliver(entry.recording, returned, grads)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
@@ -115,8 +131,8 @@ class CompiledFunction:
         if current_trace() is not None:
             raise TraceError(f"explain() runs {self._name}, which cannot be inside a program")
         if not is_empty or self._takes(args):
-            entry, arrays = self._prepare(args, kwargs)
-            return explain(entry.program, arrays, self._name)
+            entry, arrays, sizes = self._prepare(args, kwargs)
+            return explain(entry.program, arrays, self._name, sizes)
         if self._latest is None:
             raise ValueError(
                 f"{self._name} has no program yet: call it first, or give explain() the arguments "
@@ -124,7 +140,7 @@ class CompiledFunction:
             )
         program = self._latest.program
         try:
-            return explain(program, made_up(program), self._name)
+            return explain(program, made_up(program), self._name, program.greatest)
         except Exception as error:
             error.add_note(
                 "explain() without arguments makes some up; give it those of a call instead"
@@ -139,29 +155,48 @@ class CompiledFunction:
             return False
         return True
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Entry, list[Array]]:
-        """The program for some arguments, and what it takes of them."""
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_Entry, list[Array], dict[str, int]]:
+        """The program for some arguments, what it takes of them, and its run-time sizes."""
         leaves, tree = flatten((args, kwargs))
-        arrays: list[Array] = []
-        key: list[Any] = [tree, is_grad_enabled()]
-        for leaf in leaves:
-            array = _as_array(leaf)
-            if array is None:
-                key.append(_static_key(leaf))
-            else:
-                arrays.append(array)
-                key.append((array.shape, array.dtype))
-        entry = self._latest = self._entry(tuple(key), leaves, tree)
-        return entry, arrays
+        arrays = [_as_array(leaf) for leaf in leaves]
+        declared: dict[int, Declared] = {}
+        sizes: dict[str, int] = {}
+        if self._dynamic is not None:
+            declared = self._dynamic.of(tree, len(leaves))
+            sizes = self._dynamic.sizes(declared, leaves, arrays)
+        entry = None
+        if sizes and min(sizes.values()) >= LEAST:
+            entry = self._entry(leaves, arrays, tree, declared, sizes)
+        if entry is None or any(sizes[name] < least for name, least in entry.least.items()):
+            entry, sizes = self._entry(leaves, arrays, tree, {}, {}), {}
+        self._latest = entry
+        return entry, [array for array in arrays if array is not None], sizes
 
-    def _entry(self, key: Any, leaves: Sequence[Any], tree: Tree) -> _Entry:
+    def _entry(
+        self,
+        leaves: Sequence[Any],
+        arrays: Sequence[Array | None],
+        tree: Tree,
+        declared: dict[int, Declared],
+        sizes: dict[str, int],
+    ) -> _Entry:
+        shapes: Sequence[Any] = [None if x is None else x.shape for x in arrays]
+        given = leaves
+        if declared:
+            given, shapes = with_sizes(declared, leaves, shapes, {name: name for name in sizes})
+        key = (tree, is_grad_enabled(), *[
+            _static_key(leaf) if array is None else (shape, array.dtype)
+            for leaf, array, shape in zip(given, arrays, shapes, strict=True)
+        ])  # fmt: skip
         with self._lock:
             for entry in self._entries.get(key, ()):
                 change = entry.changed()
                 if change is None:
                     return entry
                 self._last_change = change
-            entry = self._trace(leaves, tree)
+            entry = self._trace(leaves, arrays, tree, declared, [*sizes])
             if self.program_count >= MOST_PROGRAMS:
                 self._drop_oldest()
             self._entries.setdefault(key, []).append(entry)
@@ -175,22 +210,37 @@ class CompiledFunction:
         if not self._entries[key]:
             del self._entries[key]
 
-    def _trace(self, leaves: Sequence[Any], tree: Tree) -> _Entry:
-        specs: list[Spec | None] = []
-        statics = []
-        for leaf in leaves:
-            array = _as_array(leaf)
-            if array is None:
-                statics.append(leaf)
-                specs.append(None)
-            else:
-                specs.append(Spec(array.shape, array.dtype))
+    def _trace(
+        self,
+        leaves: Sequence[Any],
+        arrays: Sequence[Array | None],
+        tree: Tree,
+        declared: dict[int, Declared],
+        names: Sequence[str],
+    ) -> _Entry:
+        shapes = [None if x is None else x.shape for x in arrays]
+
+        def traced(sizes: dict[str, int]) -> Recording:
+            given, lengths = with_sizes(declared, leaves, shapes, sizes)
+            specs = [
+                None if array is None else Spec(shape, array.dtype)
+                for array, shape in zip(arrays, lengths, strict=True)
+            ]
+            return record(self._function, given, tree, specs)
+
+        statics = [
+            leaf
+            for place, (leaf, array) in enumerate(zip(leaves, arrays, strict=True))
+            if array is None and place not in declared
+        ]
+        dims = [self._dynamic.dims[name] for name in names] if self._dynamic else []
+        sampled = points(dims) if dims else [{}]
         guards = Guards(self._function, statics)
         drawn = _drawn()
-        recording = record(self._function, leaves, tree, specs)
+        recording = traced(sampled[0])
         # What a trace reads from outside must be the same every time, and stay as it was.
         self._refuse_side_effect(guards)
-        again = record(self._function, leaves, tree, specs)
+        again = traced(sampled[0])
         different = difference(recording, again)
         if different is None and drawn != _drawn():
             different = "it drew random numbers from Python or NumPy"
@@ -200,9 +250,15 @@ class CompiledFunction:
                 "function may not depend on a clock, Python's or NumPy's random numbers, a "
                 "counter, or an iterator; use palto.random, a palto.Cell, or an argument"
             )
+        least: dict[str, int] = {}
+        if dims:
+            others = [(sizes, traced(sizes)) for sizes in sampled[1:]]
+            recording, least = generalise(dims, [(sampled[0], recording), *others])
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
-        return _Entry(guards, recording, Program(recording, keep_grad=self._keep_grad))
+        greatest = {dim.name: dim.max for dim in dims}
+        program = Program(recording, greatest, keep_grad=self._keep_grad)
+        return _Entry(guards, recording, program, least)
 
     def _refuse_side_effect(self, guards: Guards) -> None:
         fact = guards.changed()
@@ -267,7 +323,8 @@ class _Method(functools.partial):
 
 def _drawn() -> Any:
     """Where Python's and NumPy's own random numbers are."""
-    return random.getstate(), repr(np.random.get_state())
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), kind, np.asarray(keys).tobytes(), rest
 
 
 def _short(value: Any) -> str:
@@ -319,10 +376,24 @@ class _Same:
 
 
 @overload
-def compile(function: Callable[..., Any], /) -> CompiledFunction: ...
+def compile(
+    function: Callable[..., Any],
+    /,
+    *,
+    keep_grad: bool = False,
+    dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+) -> CompiledFunction: ...
 @overload
-def compile(*, keep_grad: bool = False) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
-def compile(function: Callable[..., Any] | None = None, /, *, keep_grad: bool = False) -> Any:
+def compile(
+    *, keep_grad: bool = False, dynamic_shapes: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
+def compile(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    keep_grad: bool = False,
+    dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Make a program of a function, at its first call with arguments of some shape and dtype.
 
     The program does whatever the function does with tensors: forward, ``loss.backward()``,
@@ -338,13 +409,18 @@ def compile(function: Callable[..., Any] | None = None, /, *, keep_grad: bool = 
             (which become tensors), nested tuples, lists, dicts and dataclasses of them, and other
             values, which the program is built for.
         keep_grad: leave gradients in ``.grad`` of the parameters after a call.
+        dynamic_shapes: by argument, the axes whose lengths may be another at every call of one
+            program: ``{"images": {0: batch}, "labels": {0: batch}}`` with
+            ``batch = palto.Dim("batch", max=256)``; for an argument that is a whole number, the
+            Dim itself; for a list, tuple or dict, the same of these. Memory is planned for the
+            greatest sizes, and a call takes time according to its own.
 
     Returns:
         A function of the same arguments. What it returns is not connected to backprop outside.
 
     Raises:
         TraceError: at the first call, when the function does what a program cannot repeat.
+        ValueError: at a call, when a size is over its maximum, or two that should agree do not.
     """
-    if function is None:
-        return functools.partial(CompiledFunction, keep_grad=keep_grad)
-    return CompiledFunction(function, keep_grad=keep_grad)
+    made = functools.partial(CompiledFunction, keep_grad=keep_grad, dynamic_shapes=dynamic_shapes)
+    return made if function is None else made(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from palto.tensor.tensor import Shape, Tensor
 if TYPE_CHECKING:
     from palto.compiler.native import Native, Step
     from palto.compiler.program import Program
+from palto.compiler.sizes import at, shape_at
 
 #: For how long a program is run to be profiled.
 _SECONDS = 0.3
@@ -268,13 +269,15 @@ def _count(count: int) -> str:
 # From a program to its rows
 
 
-def explain(program: Program, arguments: Sequence[Array], name: str) -> Explanation:
+def explain(
+    program: Program, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
+) -> Explanation:
     """Profile a program on some arguments. See :meth:`CompiledFunction.explain`."""
     native = program.native
     threads = team.thread_count()
-    *times, whole = program.profile(arguments, _SECONDS)
+    *times, whole = program.profile(arguments, _SECONDS, sizes)
     rows = [
-        _row(native, step, seconds, threads)
+        _row(native, step, seconds, threads, sizes)
         for step, seconds in zip(native.steps, times, strict=True)
     ]
     # A step that does more than was measured shows that others were busy during the measurement.
@@ -295,12 +298,13 @@ def made_up(program: Program) -> list[Array]:
     rng = np.random.default_rng(0)
     found = []
     for x in program.argument_specs:
-        values = rng.random(x.shape) if x.dtype in dtypes.FLOATING else np.zeros(x.shape)
+        shape = shape_at(x.shape, program.greatest)
+        values = rng.random(shape) if x.dtype in dtypes.FLOATING else np.zeros(shape)
         found.append(np.asarray(values).astype(x.dtype))
     return found
 
 
-def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
+def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mapping[str, int]) -> Row:
     nest, kernel = step.nest, step.kernel
     operations = _operations(native, step)
     plan = None if kernel is None else kernel.plan
@@ -323,8 +327,8 @@ def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
     loud = [name for name in named if name not in _QUIET]
     if isinstance(nest, Check):
         loud.append(_condition(nest))
-    read, written = _bytes_read(native, step), _bytes_written(native, step)
-    flops = sum(x.primitive.flops(x) for x in operations)
+    read, written = at(_bytes_read(native, step), sizes), at(_bytes_written(native, step), sizes)
+    flops = at(sum(x.primitive.flops(x) for x in operations), sizes)
     if plan is None:
         peak = _rate(read + written, seconds) / copy_peak(threads)
     else:
@@ -335,10 +339,10 @@ def _row(native: Native, step: Step, seconds: float, threads: int) -> Row:
         layers=_layers(operations),
         primitives=tuple(loud or named[:1]),
         dtype=first.dtype.name,
-        shape=tuple(shape),
-        summed=summed,
+        shape=shape_at(shape, sizes),
+        summed=at(summed, sizes),
         tile="" if plan is None else _tile(plan),
-        units=0 if kernel is None else kernel.units,
+        units=0 if kernel is None else at(kernel.units, sizes),
         threads=1 if step.is_serial else threads,
         waits=step.barrier,
         read=read,
@@ -364,7 +368,7 @@ def _tile(plan: contract.Plan) -> str:
     text = f"{height}x{width}"
     if copied:
         text += f", copies {' and '.join(copied)}"
-    return text + (f", {plan.blocks} blocks" if plan.blocks > 1 else "")
+    return text + (f", {plan.blocks} blocks" if plan.blocks != 1 else "")
 
 
 def _operations(native: Native, step: Step) -> list[Operation]:
@@ -435,7 +439,7 @@ def _bytes_read(native: Native, step: Step) -> int:
         is_number = x._value is not None and x.size == 1  # which stands in the code
         if not is_number and id(x) not in own and native.buffer_of(x) is not None:
             sizes[id(x)] = x.size * x.dtype.itemsize
-            places = x.size if indices is None else min(x.size, _places(indices))
+            places = x.size if indices is None else _least(x.size, _places(indices))
             amounts[id(x)] = amounts.get(id(x), 0) + places * x.dtype.itemsize
     return sum(min(amount, sizes[key]) for key, amount in amounts.items())
 
@@ -456,7 +460,12 @@ def _places(indices: Sequence[Index]) -> int:
 
     for index in indices:
         visit(index)
-    return min(math.prod(lengths.values()), math.prod(i.high - i.low + 1 for i in indices))
+    return _least(math.prod(lengths.values()), math.prod(i.high - i.low + 1 for i in indices))
+
+
+def _least(a: int, b: int) -> int:
+    """The smaller number, at the greatest run-time sizes."""
+    return min(a, b, key=int)
 
 
 # What the machine can do

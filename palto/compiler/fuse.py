@@ -183,7 +183,7 @@ class Fuser:
         """Inputs of which an element is read more than once, or by somebody else than a nest."""
         name, inputs = operation.primitive.name, operation.inputs
         if name in ("expand", "gather"):
-            return [x for x in inputs if x.size < operation.output().size]
+            return [x for x in inputs if int(x.size) < int(operation.output().size)]
         if name == "dynamic_update_slice" or name in views.TABLE:
             return inputs[1:]  # indices
         if name in ("window_max", "window_sum", "window_put", "matmul", "conv"):
@@ -477,7 +477,7 @@ class Fuser:
             if member is None:  # the product itself
                 if kind != "map" or place != group.place():
                     return None
-            elif member.source.size != x.size and member.kind == "map":
+            elif member.source.size != x.size and member.kind != "reduce":
                 return None  # a piece of something larger
             elif member.kind == "map":
                 if kind == "row" or place != group.place():

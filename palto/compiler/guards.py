@@ -344,12 +344,14 @@ def _slots(kind: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _texts(code: types.CodeType) -> set[str]:
+@functools.lru_cache(maxsize=4096)
+def _texts(code: types.CodeType) -> frozenset[str]:
     """The texts in code, which may name attributes: getattr(x, "name")."""
-    return {text for part in _codes(code) for text in part.co_consts if isinstance(text, str)}
+    texts = (text for part in _codes(code) for text in part.co_consts if isinstance(text, str))
+    return frozenset(texts)
 
 
-def _globals_used(code: types.CodeType) -> list[str]:
+def _globals_used(code: types.CodeType) -> tuple[str, ...]:
     return _names(code, "LOAD_GLOBAL", "LOAD_NAME")
 
 
@@ -357,16 +359,16 @@ def _attributes_used(code: types.CodeType) -> frozenset[str]:
     return frozenset(_names(code, "LOAD_ATTR", "LOAD_METHOD"))
 
 
-def _names(code: types.CodeType, *operations: str) -> list[str]:
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType, *operations: str) -> tuple[str, ...]:
     """What code, and functions inside it, name in some instructions."""
-    return sorted(
-        {
-            instruction.argval
-            for part in _codes(code)
-            for instruction in dis.get_instructions(part)
-            if instruction.opname in operations
-        }
-    )
+    named = {
+        instruction.argval
+        for part in _codes(code)
+        for instruction in dis.get_instructions(part)
+        if instruction.opname in operations
+    }
+    return tuple(sorted(named))
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

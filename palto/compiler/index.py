@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from palto.compiler.sizes import is_surely_less
+
 
 class Variable:
     """A whole number from 0 to length - 1.
@@ -76,7 +78,7 @@ class Index:
 
     def within(self, length: int) -> bool:
         """Whether it is always from 0 to length - 1."""
-        return self.low >= 0 and self.high < length
+        return is_surely_less(-1, self.low) and is_surely_less(self.high, length)
 
     def __add__(self, other: Index | int) -> Index:
         if isinstance(other, int):
@@ -89,7 +91,7 @@ class Index:
 
 def of(variable: Variable) -> Index:
     """The variable itself. One of length 1 is 0."""
-    return Index(0, {variable.key: (variable, 1)}) if variable.length > 1 else Index()
+    return Index(0, {variable.key: (variable, 1)}) if variable.length not in (0, 1) else Index()
 
 
 def total(parts: Iterable[tuple[Index, int]]) -> Index:
@@ -125,8 +127,8 @@ def split(index: Index, divisor: int) -> tuple[Index, Index]:
     if remainder.within(divisor):
         return Index(index.constant // divisor, whole), remainder
     # (i * 6 + j) / 12 is i / 2 where j is below 6: divide what varies less away first.
-    for step in sorted({abs(c) for _, c in part.values()}, reverse=True):
-        if 1 < step < divisor and divisor % step == 0:
+    for step in sorted({abs(c) for _, c in part.values()}, key=int, reverse=True):
+        if step != 1 and is_surely_less(step, divisor) and divisor % step == 0:
             small = Index(
                 index.constant % step, {k: t for k, t in index.terms.items() if t[1] % step}
             )
@@ -134,16 +136,16 @@ def split(index: Index, divisor: int) -> tuple[Index, Index]:
                 large, small = split(index, step)
                 quotient, rest = _opaque(large, divisor // step)
                 return quotient, total([(rest, step), (small, 1)])
-    if remainder.low < 0:
+    if not is_surely_less(-1, remainder.low):
         return _opaque(index, divisor)
     quotient, rest = _opaque(remainder, divisor)
     return total([(quotient, 1), (Index(index.constant // divisor, whole), 1)]), rest
 
 
 def _opaque(index: Index, divisor: int) -> tuple[Index, Index]:
-    high = max(index.high, 0)
-    if high < divisor and index.low >= 0:
+    if index.within(divisor):
         return Index(), index
+    high = max(index.high, 0, key=int)
     quotient = Variable(
         _key("quotient", index, divisor), high // divisor + 1, "quotient", index, divisor
     )

@@ -27,7 +27,7 @@ class Buffer:
     Attributes:
         strides: elements between neighbours along each axis.
         start: where the first element lies; more than 0 inside a border.
-        length: how many elements there is room for.
+        length: how many elements there is room for, at the greatest run-time sizes.
         offset: where in the arena it begins, in bytes.
         first: the step of the program that first writes it.
         last: the last step that uses it.
@@ -37,7 +37,7 @@ class Buffer:
         self.shape, self.dtype, self.role, self.number = shape, dtype, role, number
         self.strides = ix.strides_of(shape)
         self.start = 0
-        self.length = math.prod(shape)
+        self.length = int(math.prod(shape))
         self.offset = 0
         self.first, self.last = -1, -1
 

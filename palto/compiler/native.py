@@ -12,8 +12,9 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,11 +22,13 @@ from palto.compiler import index as ix
 from palto.compiler import memory, nests, team
 from palto.compiler.fuse import Fuser
 from palto.compiler.llvm import contract, machine
+from palto.compiler.llvm.builder import Function
 from palto.compiler.llvm.loops import Emitter, Kernel
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Nest, Single
 from palto.compiler.prepare import RULES, read_through
 from palto.compiler.simplify import simplify
+from palto.compiler.sizes import Size, at, is_surely_less, shape_at
 from palto.tensor import dtypes
 from palto.tensor.dtypes import DType
 from palto.tensor.graph import Array, Graph, Operation, Spec, run
@@ -34,8 +37,8 @@ from palto.tensor.tensor import Shape, Tensor
 
 #: A step of fewer simple operations than this is left to one thread.
 SMALL = 2**14
-#: Slots of the table before the first buffer.
-_ARENA, _PROFILE, _BUFFERS = 0, 1, 2
+#: Slots of the table: the run-time sizes come before the first buffer.
+_ARENA, _PROFILE, _SIZES = 0, 1, 2
 #: With PALTO_DEBUG=1: bytes around every buffer, and what they hold; as a float it is NaN.
 _GUARD, _PATTERN = 64, 0xFF
 
@@ -64,7 +67,7 @@ class Step:
     @property
     def is_serial(self) -> bool:
         """Whether one thread does all of it."""
-        return self.kernel is None or self.kernel.units < 2 or self.work < SMALL
+        return self.kernel is None or int(self.kernel.units) < 2 or self.work < SMALL
 
 
 class Native:
@@ -76,6 +79,7 @@ class Native:
             the cell's old value, or None.
         conditions: the numbers of outputs that must be true before a cell is written, with what
             is said otherwise.
+        sizes: the names of the run-time sizes.
     """
 
     def __init__(
@@ -83,10 +87,13 @@ class Native:
         graph: Graph,
         writes: dict[int, int | None],
         conditions: dict[int, str],
+        sizes: Sequence[str] = (),
     ) -> None:
         started = time.perf_counter()
         self._debug = os.environ.get("PALTO_DEBUG", "") not in ("", "0")
         self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True)
+        self._sizes = list(sizes)
+        self._first = _SIZES + len(self._sizes)
         self._targets = list(writes)
         self.checks = _checks(self.graph)
         self.checks += [
@@ -121,7 +128,7 @@ class Native:
         self._arena = np.empty(self.arena_bytes + 2 * memory.ALIGNMENT, np.uint8)
         start = self._arena.__array_interface__["data"][0]
         self._start = start + -start % memory.ALIGNMENT
-        self._pointers = np.zeros(_BUFFERS + len(self._table), np.uint64)
+        self._pointers = np.zeros(self._first + len(self._table), np.uint64)
         self._pointers[_ARENA] = self._start
         self._address = self._pointers.__array_interface__["data"][0]
         #: The array that each pointer of the table belongs to.
@@ -258,7 +265,7 @@ class Native:
                 buffer.first, buffer.last = 0, len(self.steps)
         self.arena_bytes = memory.plan(arena, gap=_GUARD if self._debug else 0)
         self._table = [b for b in found.values() if b.role != "arena"]
-        self._slots = {id(b): _BUFFERS + i for i, b in enumerate(self._table)}
+        self._slots = {id(b): self._first + i for i, b in enumerate(self._table)}
         self._segments: list[list[Step]] = [[]]
         self._between: list[Step] = []
         pending: list[Step] = []
@@ -292,6 +299,8 @@ class Native:
         functions: dict[str, str] = {}
         bodies: list[str] = []
         programs: list[str] = []
+        self._counts: dict[int, str] = {}  # functions of run-time sizes
+        self._signatures: dict[int, tuple[str, list[tuple[str, str]]]] = {}
         number = 0
         before_gate = True
         for place, segment in enumerate(self._segments):
@@ -300,6 +309,11 @@ class Native:
                 f"  %profile_slot = getelementptr ptr, ptr %table, i64 {_PROFILE}",
                 "  %profile = load ptr, ptr %profile_slot",
             ]
+            for slot, size in enumerate(self._sizes, _SIZES):
+                lines += [
+                    f"  %size_slot{slot} = getelementptr ptr, ptr %table, i64 {slot}",
+                    f"  %size_{size} = load i64, ptr %size_slot{slot}",
+                ]
             for step in segment:
                 assert step.kernel is not None
                 declarations |= step.kernel.declarations
@@ -335,6 +349,7 @@ class Native:
         self.kernel_count = len(functions)
         support = team.SUPPORT + _NOTE
         declarations = {d for d in declarations if d not in support}
+        bodies += self._counts.values()
         return "\n".join([support, *sorted(declarations), *bodies, *programs, ""])
 
     def _loads(self, segment: Sequence[Step]) -> list[str]:
@@ -363,6 +378,8 @@ class Native:
             elif parameter == "code":
                 assert isinstance(step.nest, Check)
                 text = str(self.checks.index(step.nest))
+            elif parameter.startswith("size_"):
+                text = f"%{parameter}"
             elif buffer is None:
                 text = f"%{parameter}{number}"
             elif buffer.role == "arena":
@@ -371,8 +388,9 @@ class Native:
             else:
                 text = f"%pointer{self._slots[id(buffer)]}"
             arguments.append(f"{kind} {text}")
+        units = self._count(kernel.units, number, lines)
         if step.is_serial:
-            arguments[:2] = ["i64 0", f"i64 {kernel.units}"]
+            arguments[:2] = ["i64 0", f"i64 {units}"]
             return [
                 *lines,
                 f"  %mine{number} = icmp eq i64 %thread, 0",
@@ -385,35 +403,59 @@ class Native:
         return [
             *lines,
             f"  %next{number} = add i64 %thread, 1",
-            f"  %low{number} = mul i64 %thread, {kernel.units}",
-            f"  %high{number} = mul i64 %next{number}, {kernel.units}",
+            f"  %low{number} = mul i64 %thread, {units}",
+            f"  %high{number} = mul i64 %next{number}, {units}",
             f"  %first{number} = udiv i64 %low{number}, %threads",
             f"  %last{number} = udiv i64 %high{number}, %threads",
             f"  call void @{name}({', '.join(arguments)})",
         ]
 
+    def _count(self, units: int, number: int, lines: list[str]) -> str:
+        """A number of units as an operand; where it depends on sizes, a function computes it."""
+        if not isinstance(units, Size):
+            return str(units)
+        if units not in self._counts:
+            f = Function(f"units{len(self._counts)}", [], "i64")
+            value = f.constant(units, "i64")
+            self._counts[units] = f.finish(value)
+            self._signatures[units] = f.function_name, f.signature
+        name, signature = self._signatures[units]
+        given = ", ".join(f"{kind} %{parameter}" for kind, parameter in signature)
+        lines.append(f"  %units{number} = call i64 @{name}({given})")
+        return f"%units{number}"
+
     # Running
 
-    def run(self, inputs: Sequence[Array], targets: Sequence[Array]) -> list[Array]:
+    def run(
+        self,
+        inputs: Sequence[Array],
+        targets: Sequence[Array],
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[Array]:
         """Run once.
 
         Args:
             inputs: the values of the graph's inputs, dense.
             targets: for each of `writes`, the array that takes the new value; where there is an old
                 one, that input's array itself.
+            sizes: the run-time sizes.
 
         Returns:
             The other outputs.
         """
         if self._debug:
-            return self._run_guarded(inputs, targets)
-        outputs = [
-            np.empty(x.shape, x.dtype) for x in (self.graph.outputs[i] for i in self._outputs)
-        ]
-        self._execute(inputs, targets, outputs)
+            return self._run_guarded(inputs, targets, sizes)
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._results(sizes)]
+        self._execute(inputs, targets, outputs, sizes)
         return outputs
 
-    def _run_guarded(self, inputs: Sequence[Array], targets: Sequence[Array]) -> list[Array]:
+    def _results(self, sizes: Mapping[str, int]) -> list[tuple[Shape, DType]]:
+        found = [self.graph.outputs[number] for number in self._outputs]
+        return [(shape_at(x.shape, sizes) if sizes else x.shape, x.dtype) for x in found]
+
+    def _run_guarded(
+        self, inputs: Sequence[Array], targets: Sequence[Array], sizes: Mapping[str, int]
+    ) -> list[Array]:
         """Run on copies between guards of a known pattern, and look at the guards afterwards."""
         guards: list[tuple[str, Array]] = []
 
@@ -436,11 +478,11 @@ class Native:
             for i, x in enumerate(targets)
         ]
         outputs = [
-            guarded(f"output {i}", x.shape, x.dtype)
-            for i, x in enumerate(self.graph.outputs[number] for number in self._outputs)
+            guarded(f"output {i}", shape, dtype)
+            for i, (shape, dtype) in enumerate(self._results(sizes))
         ]
         self._arena[:] = _PATTERN
-        self._execute(copies, into, outputs)
+        self._execute(copies, into, outputs, sizes)
         start = -self._arena.__array_interface__["data"][0] % memory.ALIGNMENT
         free = np.ones(self._arena.shape, np.bool_)
         for buffer in {b for step in self.steps for b in (*step.reads, *step.writes)}:
@@ -458,12 +500,13 @@ class Native:
             target[...] = result
         return [np.array(x) for x in outputs]
 
-    def profile(self, inputs: Sequence[Array], targets: Sequence[Array]) -> Array:
+    def profile(
+        self, inputs: Sequence[Array], targets: Sequence[Array], sizes: Mapping[str, int]
+    ) -> Array:
         """Run once; the clock of `team` at the beginning of each step, and at the end."""
-        found = [self.graph.outputs[number] for number in self._outputs]
-        outputs = [np.empty(x.shape, x.dtype) for x in found]
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._results(sizes)]
         notes = np.zeros(len(self.steps) + 1, np.int64)
-        self._execute(inputs, targets, outputs, notes)
+        self._execute(inputs, targets, outputs, sizes, notes)
         notes[-1] = max(notes)
         for number in reversed(range(len(self.steps))):  # a step of nothing takes no note
             notes[number] = notes[number] or notes[number + 1]
@@ -474,6 +517,7 @@ class Native:
         inputs: Sequence[Array],
         targets: Sequence[Array],
         outputs: Sequence[Array],
+        sizes: Mapping[str, int],
         notes: Array | None = None,
     ) -> None:
         arrays = {
@@ -481,10 +525,12 @@ class Native:
         }  # fmt: skip
         table, start = self._pointers, self._start
         table[_PROFILE] = 0 if notes is None else notes.__array_interface__["data"][0]
+        for slot, name in enumerate(self._sizes, _SIZES):
+            table[slot] = sizes[name]
         for slot, buffer in enumerate(self._table):
             array = arrays[buffer.role][buffer.number]
             if self._pointed[slot]() is not array:  # asking NumPy for an address takes long
-                table[_BUFFERS + slot] = array.__array_interface__["data"][0]
+                table[self._first + slot] = array.__array_interface__["data"][0]
                 self._pointed[slot] = weakref.ref(array)
         address = self._address
         threads = team.thread_count()
@@ -492,40 +538,52 @@ class Native:
             if self._segments[number]:
                 failure = team.run(function, address, threads)
                 if failure is not None:
-                    raise self.checks[failure.code].error(failure.value)
+                    raise self.checks[failure.code].error(failure.value, sizes)
             if number < len(self._between):
-                self._run_from_python(self._between[number], arrays, start)
+                self._run_from_python(self._between[number], arrays, start, sizes)
                 if notes is not None:
                     notes[self._between[number].nest.position + 1] = team.clock()
 
-    def _run_from_python(self, step: Step, arrays: dict[str, Sequence[Array]], start: int) -> None:
+    def _run_from_python(
+        self,
+        step: Step,
+        arrays: dict[str, Sequence[Array]],
+        start: int,
+        sizes: Mapping[str, int],
+    ) -> None:
         nest = step.nest
         assert isinstance(nest, Single)
         shift = start - self._arena.__array_interface__["data"][0]
 
         def view(x: Tensor) -> Array:
             buffer = self._stored(x)
+            shape = shape_at(x.shape, sizes)
             if buffer is None:  # nobody reads this output
-                return np.empty(x.shape, x.dtype)
+                return np.empty(shape, x.dtype)
             if buffer.role != "arena":
                 return arrays[buffer.role][buffer.number]
             low = shift + buffer.offset
-            return self._arena[low : low + buffer.bytes].view(x.dtype).reshape(x.shape)
+            high = low + math.prod(shape) * x.dtype.itemsize
+            return self._arena[low:high].view(x.dtype).reshape(shape)
 
         operation = nest.operation
         values = [view(x) for x in operation.inputs]
         if nest.kind == "scan":
-            results: Sequence[Array] = self._scans[id(operation)].run(values)
+            results: Sequence[Array] = self._scans[id(operation)].run(values, sizes)
         else:
-            specs = [Spec(x.shape, x.dtype) for x in operation.outputs]
-            results = run(operation.primitive, values, operation.params, specs)
+            specs = [Spec(shape_at(x.shape, sizes), x.dtype) for x in operation.outputs]
+            params = {
+                name: at(value, sizes) if isinstance(value, Size) else value
+                for name, value in operation.params.items()
+            }
+            results = run(operation.primitive, values, params, specs)
         for x, value in zip(operation.outputs, results, strict=True):
             np.copyto(view(x), value)
 
     @functools.cached_property
     def _scans(self) -> dict[int, Scan]:
         return {
-            id(step.nest.operation): Scan(step.nest.operation)
+            id(step.nest.operation): Scan(step.nest.operation, self._sizes)
             for step in self._between
             if isinstance(step.nest, Single) and step.nest.kind == "scan"
         }
@@ -534,21 +592,22 @@ class Native:
 class Scan:
     """A loop whose step is a native program."""
 
-    def __init__(self, operation: Operation) -> None:
+    def __init__(self, operation: Operation, sizes: Sequence[str]) -> None:
         self._params = operation.params
-        self._step = Native(operation.params["body"], {}, {})
+        self._step = Native(operation.params["body"], {}, {}, sizes)
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, inputs: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
         """The last state and the stacked outputs."""
         params = self._params
         carries, sequences = params["carries"], params["sequences"]
         carry = [np.ascontiguousarray(x).reshape(x.shape) for x in inputs[:carries]]
         xs, constants = inputs[carries : carries + sequences], inputs[carries + sequences :]
         outputs = self._step.graph.outputs[carries:]
-        ys = [np.empty((params["length"], *y.shape), y.dtype) for y in outputs]
-        steps = range(params["length"])
+        length = at(params["length"], sizes)
+        ys = [np.empty((length, *shape_at(y.shape, sizes)), y.dtype) for y in outputs]
+        steps = range(length)
         for t in reversed(steps) if params["reverse"] else steps:
-            results = self._step.run([*carry, *(x[t, ...] for x in xs), *constants], [])
+            results = self._step.run([*carry, *(x[t, ...] for x in xs), *constants], [], sizes)
             carry = results[:carries]
             for y, value in zip(ys, results[carries:], strict=True):
                 y[t] = value
@@ -627,20 +686,24 @@ def _overlap(a: Buffer, b: Buffer) -> bool:
 
 def _work(nest: Nest) -> int:
     if isinstance(nest, Group):
-        work = math.prod(nest.shape) * (len(nest.members) + len(nest.reads))
+        work = int(math.prod(nest.shape)) * (len(nest.members) + len(nest.reads))
         if nest.product is not None:
-            work += nest.product.operation.primitive.flops(nest.product.operation) // 16
+            work += int(nest.product.operation.primitive.flops(nest.product.operation)) // 16
         return work
     if isinstance(nest, Check):
         return 0  # one thread looks at all
     assert isinstance(nest, Single)
     operation = nest.operation
     if nest.kind == "reduce":
-        return math.prod(operation.output().shape) * math.prod(v.length for v in nest.reduced)
-    return max(x.size for x in (*operation.inputs, operation.output()))
+        places = operation.output().size * math.prod(v.length for v in nest.reduced)
+        return int(places)
+    return max(int(x.size) for x in (*operation.inputs, operation.output()))
 
 
 # Checks
+
+#: From the offending value and the run-time sizes to the error.
+Error = Callable[[int, Mapping[str, int]], Exception]
 
 
 def _checks(graph: Graph) -> list[Check]:
@@ -673,7 +736,7 @@ def _check(
     x: Tensor,
     low: int | None,
     high: int | None,
-    error: Callable[[int], Exception],
+    error: Error,
     place: int | None = None,
 ) -> list[Check]:
     """The check, unless it is sure to succeed."""
@@ -696,17 +759,17 @@ def _check(
             return []
     elif x.operation is not None and x.operation.primitive.name == "iota":
         length = x.shape[x.operation.params["axis"]]
-        if high is not None and length <= high:
+        if high is not None and not is_surely_less(high, length + 1) and length <= high:
             return []
     allows_zero = low is not None or high is not None
     return [Check(x, low, high, allows_zero, error, place)]
 
 
-def _located(operation: Operation, error: Callable[[int], Exception]) -> Callable[[int], Exception]:
+def _located(operation: Operation, error: Error) -> Error:
     """The error with a note of the layer it happened in."""
 
-    def make(value: int) -> Exception:
-        result = error(value)
+    def make(value: int, sizes: Mapping[str, int]) -> Exception:
+        result = error(value, sizes)
         if operation.scope:
             result.add_note(f"in layer {'.'.join(operation.scope)}")
         return result
@@ -714,27 +777,29 @@ def _located(operation: Operation, error: Callable[[int], Exception]) -> Callabl
     return make
 
 
-def _index_error(role: str, size: int, value: int) -> Exception:
+def _index_error(role: str, size: int, value: int, sizes: Mapping[str, int]) -> Exception:
+    size = at(size, sizes)
     allowed = f"from 0 to {size - 1}" if size else "absent: there is nothing to index"
     return IndexError(f"{role} {value} is out of range: it must be {allowed}")
 
 
-def _start_error(axis: int, n: int, size: int, value: int) -> Exception:
+def _start_error(axis: int, n: int, size: int, value: int, sizes: Mapping[str, int]) -> Exception:
+    n, size = at(n, sizes), at(size, sizes)
     return IndexError(
         f"start {value} is out of range on axis {axis}: a box of {size} in {n} "
         f"may start at 0 to {n - size}"
     )
 
 
-def _zero_error(name: str, value: int) -> Exception:
+def _zero_error(name: str, value: int, sizes: Mapping[str, int]) -> Exception:
     what = "division" if name == "floor_divide" else "remainder"
     hint = "; use float tensors for infinities" if name == "floor_divide" else ""
     return ZeroDivisionError(f"integer {what} by zero{hint}")
 
 
-def _power_error(value: int) -> Exception:
+def _power_error(value: int, sizes: Mapping[str, int]) -> Exception:
     return ValueError("an integer tensor to a negative power; cast it to float32 first")
 
 
-def _condition_error(message: str, value: int) -> Exception:
+def _condition_error(message: str, value: int, sizes: Mapping[str, int]) -> Exception:
     return FloatingPointError(message)

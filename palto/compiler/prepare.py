@@ -15,6 +15,7 @@ from typing import Any
 from palto.compiler import index as ix
 from palto.compiler import views
 from palto.compiler.index import Variable
+from palto.compiler.sizes import Size
 from palto.tensor import functions as F
 from palto.tensor.graph import Operation, Primitive, apply
 from palto.tensor.primitives import contract, elementwise, movement, reduce, window
@@ -131,9 +132,10 @@ def _in_two_stages(row: Any) -> Rule:
         x, axes = inputs[0], operation.params["axes"]
         count = math.prod(n for axis, n in enumerate(x.shape) if axis not in axes)
         few = _FEW_ROWS if x.ndim - 1 in axes else _FEW
-        if not axes or count >= few or x.size < _MANY:
+        fixed = [axis for axis in axes if not isinstance(x.shape[axis], Size)]
+        if not fixed or int(count) >= few or int(x.size) < _MANY:
             return _apply(row, x, axes=axes)
-        axis = max(axes, key=lambda a: (x.shape[a] >= 8, -a))
+        axis = max(fixed, key=lambda a: (x.shape[a] >= 8, -a))
         n = x.shape[axis]
         pieces = max(p for p in range(1, min(_PIECES, n) + 1) if n % p == 0)
         if pieces < 4:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,10 +29,13 @@ class Program:
 
     Args:
         recording: what a function does.
+        greatest: the greatest of each run-time size.
         keep_grad: whether gradients are wanted, too.
     """
 
-    def __init__(self, recording: Recording, *, keep_grad: bool) -> None:
+    def __init__(
+        self, recording: Recording, greatest: Mapping[str, int], *, keep_grad: bool
+    ) -> None:
         self._recording = recording
         graph = recording.graph
         returned, written = len(recording.severed), len(recording.writes)
@@ -45,13 +49,17 @@ class Program:
         conditions = {returned + written + i: message for i, message in enumerate(recording.checks)}
         self._returned = returned
         self.argument_specs = [Spec(x.shape, x.dtype) for x in graph.inputs[:arguments]]
-        self.native = Native(graph, writes, conditions)
+        self.greatest = greatest
+        self.native = Native(graph, writes, conditions, [*greatest])
 
-    def run(self, arguments: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    def run(
+        self, arguments: Sequence[Array], sizes: Mapping[str, int] = MappingProxyType({})
+    ) -> tuple[list[Array], list[Array]]:
         """Run once.
 
         Args:
             arguments: the argument tensors' values. They are not written to or kept.
+            sizes: the run-time sizes.
 
         Returns:
             The values of the tensors returned, and the gradients of `Recording.grads`.
@@ -66,18 +74,24 @@ class Program:
             inputs = [np.ascontiguousarray(x).reshape(x.shape) for x in arguments]
             inputs += [cell._leaf.array() for cell in self._reads]
             targets = [cell._leaf.array() for cell in recording.writes]
-            outputs = self.native.run(inputs, targets)
+            outputs = self.native.run(inputs, targets, sizes)
             for cell in recording.writes:
                 cell.version += 1
         checks = len(recording.checks)
         return outputs[: self._returned], outputs[self._returned + checks :]
 
-    def profile(self, arguments: Sequence[Array], seconds: float) -> list[float]:
+    def profile(
+        self,
+        arguments: Sequence[Array],
+        seconds: float,
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[float]:
         """Run on copies of the cells, which stay as they are, at least `_LEAST_RUNS` times.
 
         Args:
             arguments: as in `run`.
             seconds: for about how long.
+            sizes: the run-time sizes.
 
         Returns:
             The least seconds that each step took, and as the last of the numbers a whole run.
@@ -97,7 +111,7 @@ class Program:
                 for cell in recording.writes:  # every run begins like the first
                     np.copyto(copies[cell], before[cell])
                 begun = time.perf_counter()
-                notes = self.native.profile(inputs, targets)
+                notes = self.native.profile(inputs, targets, sizes)
                 whole = time.perf_counter() - begun
                 found.append([*np.diff(notes) / team.cycles_per_second(), whole])
         return [float(min(times)) for times in zip(*found, strict=True)]

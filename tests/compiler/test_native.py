@@ -23,10 +23,6 @@ from palto.tensor.tree import flatten
 
 THREADS = (1, 2, 3)
 
-needs_threads = pytest.mark.skipif(
-    not hasattr(palto, "set_num_threads"), reason="programs run on one thread"
-)
-
 
 @pytest.fixture(autouse=True)
 def same_numbers_and_threads(monkeypatch):
@@ -34,13 +30,9 @@ def same_numbers_and_threads(monkeypatch):
     monkeypatch.delenv("PALTO_THREADS", raising=False)  # goes before palto.set_num_threads
     global _random
     _random = np.random.default_rng(5)
-    before = getattr(palto, "get_num_threads", lambda: 1)()
+    before = palto.get_num_threads()
     yield
-    set_num_threads(before)
-
-
-def set_num_threads(count):
-    getattr(palto, "set_num_threads", lambda count: None)(count)
+    palto.set_num_threads(before)
 
 
 def values(result):
@@ -75,7 +67,7 @@ def with_each_thread_count(run):
     """What `run` gives with one thread, after it gave the same bits with all other counts."""
     results = []
     for count in THREADS:
-        set_num_threads(count)
+        palto.set_num_threads(count)
         results.append(run())
     for other in results[1:]:
         assert_same_bits(results[0], other)
@@ -749,7 +741,7 @@ def raising(function, *good_then_bad, error, match):
     good, bad = good_then_bad
     step(*good)
     for count in THREADS:
-        set_num_threads(count)
+        palto.set_num_threads(count)
         before = cell.numpy().tobytes()
         version = cell.version
         with pytest.raises(error, match=match):
@@ -1124,7 +1116,7 @@ def test_empty_and_single_axes(shape):
     wanted = values(everything(palto.asarray(x)))
     compiled = palto.compile(everything)
     for count in THREADS:
-        set_num_threads(count)
+        palto.set_num_threads(count)
         palto.manual_seed(1)
         for got, value in zip(values(compiled(x)), wanted, strict=True):
             assert_close(got, value)
@@ -1162,7 +1154,6 @@ def test_large_arrays_have_the_same_bits_with_any_threads():
     run_both(function, x, w, image, kernel, rtol=1e-4)
 
 
-@needs_threads
 def test_number_of_threads():
     palto.set_num_threads(2)
     assert palto.get_num_threads() == 2

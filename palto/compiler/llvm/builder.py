@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from palto.compiler.sizes import Size, is_surely_less
+
 FLOATS = ("float", "double")
 _SIZES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4, "double": 8}
 
@@ -143,7 +145,10 @@ class Function:
         return Value(f"%v{self._count}", kind, lanes, self.level if level is None else level)
 
     def constant(self, number: Any, kind: str, lanes: int = 1) -> Value:
-        """A number as a value of a type."""
+        """A number as a value of a type; one that depends on run-time sizes is computed."""
+        if isinstance(number, Size):
+            value = self.convert("trunc", self._size(number), kind)
+            return self.broadcast(value, lanes)
         if kind == "float":
             (rounded,) = struct.unpack("f", struct.pack("f", _finite_float32(number)))
             text = _hex_of(rounded)
@@ -158,6 +163,21 @@ class Function:
         if lanes > 1:
             text = f"splat ({kind} {text})"
         return Value(text, kind, lanes)
+
+    def _size(self, size: Size) -> Value:
+        """A whole number that depends on run-time sizes, which are parameters."""
+        total = self.constant(0, "i64")
+        for atoms, factor in size.terms.items():
+            product = self.constant(factor, "i64")
+            for atom in atoms:
+                if atom.kind:
+                    parts = self.constant(atom.dividend, "i64"), self.constant(atom.divisor, "i64")
+                    value = self.binary("udiv" if atom.kind == "/" else "urem", *parts)
+                else:
+                    value = self.parameter("i64", f"size_{atom.name}")
+                product = self.binary("mul", value, product)
+            total = self.binary("add", total, product)
+        return total
 
     def lanes(self, kind: str, lanes: int) -> Value:
         """The vector 0, 1, 2, ..."""
@@ -413,6 +433,8 @@ class Function:
             step: what is added.
             nonempty: promises at least one iteration; then the end is tested last.
         """
+        if isinstance(stop, Size):
+            nonempty = nonempty and isinstance(start, int) and is_surely_less(start, stop)
         start = self.constant(start, "i64") if isinstance(start, int) else start
         stop = self.constant(stop, "i64") if isinstance(stop, int) else stop
         outer = self._frames[-1]

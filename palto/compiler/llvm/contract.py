@@ -20,6 +20,7 @@ again: tiles of a, and of b a panel at a time. So b may also be transposed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -30,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from palto.compiler.llvm.builder import Function, Value, size_of
+from palto.compiler.sizes import Size, bounds
 
 #: Summed elements in a block, about: a block's panel of b should stay in the first cache.
 SUMMED_BLOCK = 384
@@ -67,6 +69,7 @@ class Machine:
     threads: int = 16
 
     @staticmethod
+    @functools.cache
     def host() -> Machine:
         """This computer."""
         import llvmlite.binding as llvm
@@ -220,9 +223,9 @@ class Plan:
     def unit_shape(self) -> tuple[int, int, int]:
         """The most panels, lines and tiles along the last row axis that a unit has."""
         return (
-            -(-self.panel_count // self.panel_blocks),
-            -(-self.lines // self.line_blocks),
-            -(-self.tile_count // self.tile_blocks),
+            -(-_most(self.panel_count) // int(self.panel_blocks)),
+            -(-_most(self.lines) // int(self.line_blocks)),
+            -(-_most(self.tile_count) // int(self.tile_blocks)),
         )
 
     @property
@@ -234,13 +237,18 @@ class Plan:
     @property
     def kept(self) -> int:
         """Elements of unfinished sums that a unit keeps."""
-        return _whole_lines(math.prod(self.unit_shape) * self.tile_sums) if self.blocks > 1 else 0
+        return _whole_lines(math.prod(self.unit_shape) * self.tile_sums) if self.blocks != 1 else 0
 
     @property
     def block_length(self) -> int:
         """The most summed elements of a block."""
         x = self.contraction.summed[self.cut :]
-        return -(-x[0].length // self.cuts) * math.prod(y.length for y in x[1:]) if x else 1
+        if not x:
+            return 1
+        inner = int(math.prod(y.length for y in x[1:]))
+        length = -(-int(x[0].length) // int(self.cuts)) * inner
+        # Where there are fewer cuts, one may be longer.
+        return max(length, SUMMED_BLOCK + inner) if isinstance(self.cuts, Size) else length
 
     @property
     def tile_copy(self) -> int:
@@ -267,14 +275,19 @@ class Plan:
     @property
     def partial(self) -> int:
         """Elements of the buffer for unfinished sums; a call touches one unit's share."""
-        return self.units * self.share
+        return _most(self.units) * self.share
 
     @property
     def flops(self) -> int:
         """Multiplications and additions."""
         x = self.contraction
         axes = (*x.batch, *x.rows, *x.summed)
-        return 2 * x.columns * math.prod(axis.length for axis in axes)
+        return int(2 * x.columns * math.prod(axis.length for axis in axes))
+
+
+def _most(size: int) -> int:
+    """The greatest value that a size may have."""
+    return bounds(size)[1]
 
 
 def _whole_lines(elements: int) -> int:
@@ -283,20 +296,57 @@ def _whole_lines(elements: int) -> int:
 
 
 def plan(contraction: Contraction, machine: Machine) -> Plan:
-    """Choose tiles, blocks and units for a contraction."""
+    """Choose tiles, blocks and units for a contraction, by the greatest run-time sizes."""
     x = replace(contraction, summed=_merged(contraction.summed))
     if x.columns == 1:
         x = replace(x, column_b=1)
     length = x.rows[-1].length if x.rows else 1
     lines = math.prod(axis.length for axis in x.rows[:-1])
-    pieces = _lanes(x.columns, machine.vector_bytes // size_of(x.kind))
-    height, vectors = _tile(length, len(pieces), machine.registers)
-    tiles = _spans([1] * length, height)
+    pieces = _lanes(int(x.columns), machine.vector_bytes // size_of(x.kind))
+    height, vectors = _tile(int(length), len(pieces), machine.registers)
+    tiles = _spans([1] * int(length), height)
     panels = _spans(pieces, vectors)
     cut, cuts = _cut(x)
     turned = x.column_b != 1
-    whole = Plan(x, machine, tiles, panels, lines, cut=cut, cuts=cuts, packs_b=turned)
-    return min(_divisions(whole), key=_cost)
+    whole = Plan(_fixed(x), machine, tiles, panels, int(lines), cut=cut, cuts=cuts, packs_b=turned)
+    best = min(_divisions(whole), key=_cost)
+    if _fixed(x) == x:
+        return best
+    if isinstance(length, Size):
+        tiles = _loose_spans(length, [(1,) * n for n in _powers(height)])
+    if isinstance(x.columns, Size):
+        lanes = machine.vector_bytes // size_of(x.kind)
+        wide = [(lanes,) * n for n in _powers(vectors)]
+        panels = _loose_spans(x.columns, [*((n,) for n in (1, 2, 4, 8, 16) if n < lanes), *wide])
+    if cuts > 1 and isinstance(x.summed[cut].length, Size):
+        inner = math.prod(axis.length for axis in x.summed[cut + 1 :])
+        cuts = -(-x.summed[cut].length * inner // SUMMED_BLOCK)
+    return replace(best, contraction=x, tiles=tiles, panels=panels, lines=lines, cuts=cuts)
+
+
+def _fixed(x: Contraction) -> Contraction:
+    """The contraction at the greatest run-time sizes."""
+
+    def fixed(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        return tuple(Axis(int(n.length), int(n.a), int(n.b)) for n in axes)
+
+    return replace(
+        x, batch=fixed(x.batch), rows=fixed(x.rows), columns=int(x.columns),
+        summed=fixed(x.summed), column_b=int(x.column_b),
+    )  # fmt: skip
+
+
+def _loose_spans(length: int, shapes: Sequence[tuple[int, ...]]) -> tuple[Span, ...]:
+    """Tiles along a length known at run time: the largest shape, then ever smaller ones."""
+    result: list[Span] = []
+    first: int = 0
+    rest = length
+    for shape in reversed(shapes):
+        size = sum(shape)
+        count, start = rest // size, length - rest
+        result.append(Span(first, count, start, shape))
+        first, rest = first + count, rest % size
+    return tuple(result)
 
 
 def _lanes(length: int, most: int) -> list[int]:
@@ -371,7 +421,7 @@ def _tile(rows: int, vectors: int, registers: int) -> tuple[int, int]:
 
 def _cut(x: Contraction) -> tuple[int, int]:
     """Which summed axis is cut, and into how many parts."""
-    lengths = [axis.length for axis in x.summed]
+    lengths = [int(axis.length) for axis in x.summed]
     if math.prod(lengths) <= SUMMED_WHOLE:
         return 0, 1
     for i in range(len(lengths)):
@@ -611,12 +661,14 @@ class _Emitter:
         return start, stop
 
     @contextmanager
-    def loop(self, start: Value | int, stop: Value | int) -> Iterator[Value]:
-        """A loop that runs at least once, or no loop where there is one index."""
+    def loop(
+        self, start: Value | int, stop: Value | int, *, nonempty: bool = True
+    ) -> Iterator[Value]:
+        """A loop, or none where there is one index."""
         if start == 0 and stop == 1:
             yield self.constant(0)
             return
-        with self.f.loop(start, stop, nonempty=True) as loop:
+        with self.f.loop(start, stop, nonempty=nonempty) as loop:
             yield loop.counter
 
     @contextmanager
@@ -638,7 +690,8 @@ class _Emitter:
 
     def each_tile(self, lines: Bounds, tiles: Bounds) -> Iterator[tuple[Value, Span, Value, Value]]:
         """Loops over the tiles of some lines: line, span, tile's number, its first row."""
-        with self.loop(*lines) as line:
+        # Units are divided for the greatest sizes: with smaller ones, some have no lines.
+        with self.loop(*lines, nonempty=not isinstance(self.plan.lines, Size)) as line:
             for tile in self.plan.tiles:
                 with self.tile_loop(tile, tiles) as (number, row):
                     yield line, tile, number, row

@@ -13,6 +13,7 @@ from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.random import philox_word
 from palto.compiler.memory import Buffer
+from palto.compiler.sizes import bounds, is_surely_less
 from palto.tensor import dtypes
 from palto.tensor.dtypes import DType
 from palto.tensor.graph import Operation
@@ -97,7 +98,7 @@ class Expressions:
             unsigned = read.tensor.dtype in dtypes.UNSIGNED
             wide = f.convert("zext" if unsigned else "sext", found, "i64")
             # Indices are checked elsewhere; here nothing may be read out of bounds.
-            last = f.constant(max(variable.divisor - 1, 0), "i64")
+            last = f.constant(max(variable.divisor, 1) - 1, "i64")
             wide = f.intrinsic("llvm.smax", wide, f.broadcast(f.constant(0, "i64"), wide.lanes))
             return f.intrinsic("llvm.smin", wide, f.broadcast(last, wide.lanes))
         assert variable.index is not None
@@ -106,7 +107,7 @@ class Expressions:
             return inside
         # 32 bits divide faster; a number that may be negative is read under a guard only.
         op = "udiv" if variable.kind == "quotient" else "urem"
-        if variable.index.high < 2**31:
+        if bounds(variable.index.high)[1] < 2**31:
             small = f.convert("trunc", inside, "i32")
             small = f.binary(op, small, f.constant(variable.divisor, "i32"))
             return f.convert("zext", small, "i64")
@@ -118,9 +119,9 @@ class Expressions:
         result: Value | None = None
         for condition in conditions:
             index, tests = self.value(condition.index), []
-            if condition.index.low < condition.low:
+            if not is_surely_less(condition.low - 1, condition.index.low):
                 tests.append(f.compare("sge", index, f.constant(condition.low, "i64")))
-            if condition.index.high >= condition.high:
+            if not is_surely_less(condition.index.high, condition.high):
                 tests.append(f.compare("slt", index, f.constant(condition.high, "i64")))
             for test in tests:
                 result = self.both(result, test)
@@ -197,7 +198,7 @@ class Expressions:
 
     def read_or(self, read: views.Read, otherwise: Element) -> Element:
         """The element read, or another value where a condition does not hold."""
-        if any(condition.high <= condition.low for condition in read.conditions):
+        if any(is_surely_less(x.high, x.low + 1) for x in read.conditions):
             return otherwise
         condition = self.truth(read.conditions)
         with self.guarded(condition):

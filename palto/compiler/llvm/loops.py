@@ -140,7 +140,7 @@ class Emitter:
     def _vector(
         self, variable: Variable, width: int, low: Value, high: Value, body: Callable[[int], None]
     ) -> None:
-        if variable.length < width:
+        if int(variable.length) < width:
             return
         with self.f.loop(low, high, width) as loop:
             self.e.counters[variable.key] = loop.counter
@@ -197,6 +197,9 @@ class Emitter:
         return count
 
     def _group(self, nest: Group) -> None:
+        if 0 in nest.shape:
+            self.units = 0
+            return
         places = self._merged(nest)
         if nest.rows is None:
             self._map(nest, places)
@@ -208,10 +211,11 @@ class Emitter:
         shape = places.shape or (1,)
         *lengths, last = shape
         taken = 0
-        while taken < len(lengths) and math.prod(lengths[:taken]) < _ENOUGH:
+        while taken < len(lengths) and int(math.prod(lengths[:taken])) < _ENOUGH:
             taken += 1
         outer = math.prod(lengths[:taken])
-        pieces = -(-last // _PIECE) if outer < _ENOUGH and last > 2 * _PIECE else 1
+        is_cut = int(outer) < _ENOUGH and int(last) > 2 * _PIECE
+        pieces = -(-last // _PIECE) if is_cut else 1
         whole = (outer, *lengths[taken:], last)
         variables = nests.variables("i", whole)
         place = ix.linear([ix.of(v) for v in variables], whole)
@@ -220,7 +224,7 @@ class Emitter:
             unit = loop.counter
             start: Value | int = 0
             stop: Value | int = last
-            if pieces > 1:
+            if is_cut:
                 piece = f.binary("urem", unit, f.constant(pieces, "i64"))
                 unit = f.binary("udiv", unit, f.constant(pieces, "i64"))
                 start = f.binary("mul", piece, f.constant(_PIECE, "i64"))
@@ -276,7 +280,7 @@ class Emitter:
         at_row = ix.of(row)
         place = ix.total([(at_row, math.prod(inner)),
                           (ix.linear([ix.of(v) for v in variables], inner), 1)])  # fmt: skip
-        together = max(2048 // max(math.prod(inner), 1), 1)
+        together = max(2048 // max(int(math.prod(inner)), 1), 1)
         self.units = -(-count // together)
         size = f.constant(together, "i64")
         start = f.binary("mul", f.parameters["first"], size)
@@ -290,7 +294,7 @@ class Emitter:
                 for member in members:
                     if member.kind == "row":
                         self._member(member, place, at_row)
-            self._flush()
+                self._flush()
             e.known.clear()
 
     def _pass(
@@ -338,7 +342,7 @@ class Emitter:
         lanes = self._lanes_for(last.length)
         whole = last.length // lanes * lanes
         spans = [(lanes, 0, whole)] if whole else []
-        if whole < last.length:
+        if whole != last.length:
             spans.append((1, whole, last.length))
         starts = [r.start(width) for width, _, _ in spans for r in reductions]
         counts = [len(state) for state in starts]
@@ -397,8 +401,8 @@ class Emitter:
         # Rows whose b does not differ are rows all the same.
         shared = [item for item in batch if not item[1].b]
         batch = [item for item in batch if item[1].b]
-        rows = sorted(axes(product.rows) + shared, key=lambda item: -abs(item[1].a))
-        summed = sorted(axes(product.summed), key=lambda item: -abs(item[1].a))
+        rows = sorted(axes(product.rows) + shared, key=lambda item: -abs(int(item[1].a)))
+        summed = sorted(axes(product.summed), key=lambda item: -abs(int(item[1].a)))
         rows, values = _merge_rows(rows)
         spec = contract.Contraction(
             kind,
@@ -409,7 +413,7 @@ class Emitter:
             wide_a=bool(rows) and rows[-1][1].a == 1,
             column_b=step(b[1], product.column) if product.column.length > 1 else 1,
         )
-        self.plan = plan = contract.plan(spec, self.machine)
+        self.plan = plan = _planned(spec, self.machine)
         self.units = plan.units
         partial = None
         if plan.partial:
@@ -530,7 +534,7 @@ class Emitter:
             e.counters["unit"] = f.binary("udiv", loop.counter, count)
             piece = f.binary("urem", loop.counter, count)
             start = f.binary("mul", piece, f.constant(block, "i64"))
-            if last >= block:
+            if int(last) >= block:
                 with f.when(f.compare("sle", start, f.constant(last - block, "i64"))):
                     side_by_side(start, lanes, _UNROLL)
             rest = last % block
@@ -587,7 +591,7 @@ class Emitter:
         rest = math.prod(out.shape[axis + len(sizes) :])
         count = places[0].size
         lanes = self._lanes_for(rest)
-        block = max(lanes, -(-rest // 16) // lanes * lanes)
+        block = max(lanes, -(-int(rest) // 16) // lanes * lanes)
         pieces = -(-rest // block)
         self.units = before * pieces
         unit, column = Variable("unit", before), Variable("i", rest)

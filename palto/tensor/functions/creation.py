@@ -121,7 +121,8 @@ def as_shape(shape: Any) -> Shape:
             )
         if not hasattr(length, "__index__"):
             raise TypeError(f"a shape is made of whole numbers, got {length!r} in {lengths}")
-    lengths = tuple(int(length) for length in lengths)
+    # What is an int stays what it is: the compiler has some that depend on run-time sizes.
+    lengths = tuple(n if isinstance(n, int) else int(n) for n in lengths)
     if any(length < 0 for length in lengths):
         raise ValueError(f"a shape has no negative lengths, got {lengths}")
     return lengths

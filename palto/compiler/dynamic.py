@@ -1,0 +1,359 @@
+"""Dynamic shapes: one recording for all sizes of some axes, from traces at a few sizes.
+
+The function is traced at the greatest sizes, at one less along each, and once more in the middle.
+The graphs must be the same but for whole numbers (lengths, starts, constants); each is taken for
+the product-wise linear function through its values, and must follow it in the middle, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from palto.compiler.sizes import LEAST, Dim, Size, at, bounds, names_in
+from palto.compiler.trace import Recording, difference, equal, named
+from palto.tensor import functions as F
+from palto.tensor.graph import Array, Graph, Operation, Trace, apply, scope, set_grad_enabled
+from palto.tensor.primitives import movement
+from palto.tensor.tensor import Tensor, TraceError
+from palto.tensor.tree import Tree, rebuild
+
+#: Of one flat argument: itself, or which of its axes, is a run-time size.
+Declared = Dim | dict[int, Dim]
+#: From the sizes that a trace was made at to the trace.
+Points = list[tuple[dict[str, int], Recording]]
+
+
+class DynamicShapes:
+    """Which axes of a function's arguments are run-time sizes.
+
+    Args:
+        function: the function.
+        shapes: by argument; see :func:`palto.compile`.
+
+    Raises:
+        TypeError: it does not say a Dim for an axis or a whole number.
+        ValueError: two Dims have one name.
+    """
+
+    def __init__(self, function: Callable[..., Any], shapes: Mapping[str, Any]) -> None:
+        self._function = function
+        self.shapes = shapes
+        self._known: dict[Tree, dict[int, Declared]] = {}
+        self.dims: dict[str, Dim] = {}
+        for name, spec in shapes.items():
+            self._note(name, spec)
+
+    def _note(self, name: str, spec: Any) -> None:
+        if isinstance(spec, Dim):
+            if self.dims.setdefault(spec.name, spec) != spec:
+                raise ValueError(f"dynamic_shapes has two different Dims named {spec.name!r}")
+        elif isinstance(spec, Mapping):
+            for part in spec.values():
+                self._note(name, part)
+        elif isinstance(spec, list | tuple):
+            for part in spec:
+                self._note(name, part)
+        elif spec is not None:
+            raise TypeError(
+                f"dynamic_shapes[{name!r}] wants {{axis: palto.Dim}} for a tensor, a palto.Dim for "
+                f"a whole number, or a list, tuple or dict of these; got {spec!r}"
+            )
+
+    def of(self, tree: Tree, count: int) -> dict[int, Declared]:
+        """What is declared of each flat argument."""
+        if tree not in self._known:
+            found: dict[int, Declared] = {}
+            args, kwargs = rebuild(tree, list(range(count)))
+            function = getattr(self._function, "forward", self._function)
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            for name, spec in self.shapes.items():
+                if name not in given:
+                    raise TypeError(
+                        f"dynamic_shapes names the argument {name!r}; this call has "
+                        f"{', '.join(given) or 'none'}"
+                    )
+                _match(name, spec, given[name], found)
+            self._known[tree] = found
+        return self._known[tree]
+
+    def sizes(
+        self, declared: dict[int, Declared], leaves: Sequence[Any], arrays: Sequence[Array | None]
+    ) -> dict[str, int]:
+        """The sizes of a call.
+
+        Raises:
+            ValueError: one is over its maximum, or an axis disagrees with another.
+        """
+        found: dict[str, int] = {}
+        for place, spec in declared.items():
+            for dim, size in _sizes_of(spec, leaves[place], arrays[place]):
+                if found.setdefault(dim.name, size) != size:
+                    raise ValueError(
+                        f"axes declared as {dim.name!r} have the different sizes "
+                        f"{found[dim.name]} and {size}"
+                    )
+                if size > dim.max:
+                    raise ValueError(f"{dim.name!r} is {size}, and was declared with max={dim.max}")
+        return found
+
+
+def _match(name: str, spec: Any, places: Any, found: dict[int, Declared]) -> None:
+    if spec is None:
+        return
+    if isinstance(places, int):
+        is_axes = isinstance(spec, Mapping) and all(isinstance(axis, int) for axis in spec)
+        if isinstance(spec, Dim):
+            found[places] = spec
+        elif is_axes:
+            found[places] = dict(spec)
+        else:
+            raise TypeError(f"dynamic_shapes[{name!r}] has {spec!r} for one tensor or number")
+    elif isinstance(places, dict) and isinstance(spec, Mapping):
+        for key, part in spec.items():
+            _match(f"{name}[{key!r}]", part, places[key], found)
+    elif isinstance(places, list | tuple) and isinstance(spec, list | tuple):
+        for i, (part, place) in enumerate(zip(spec, places, strict=False)):
+            _match(f"{name}[{i}]", part, place, found)
+    else:
+        raise TypeError(f"dynamic_shapes[{name!r}] is not built like the argument")
+
+
+def _sizes_of(spec: Declared, leaf: Any, array: Array | None) -> list[tuple[Dim, int]]:
+    if isinstance(spec, Dim):
+        if array is not None or isinstance(leaf, bool) or not isinstance(leaf, int):
+            raise TypeError(f"the Dim {spec.name!r} stands for a Python int, got {leaf!r}")
+        return [(spec, leaf)]
+    if array is None:
+        raise TypeError(f"dynamic_shapes has axes for {leaf!r}, which is no tensor")
+    result = []
+    for axis, dim in spec.items():
+        if not -array.ndim <= axis < array.ndim:
+            raise ValueError(
+                f"dynamic_shapes names axis {axis} of an argument of shape {array.shape}"
+            )
+        result.append((dim, array.shape[axis]))
+    return result
+
+
+def with_sizes(
+    declared: dict[int, Declared], leaves: Sequence[Any], shapes: Sequence[Any], sizes: Any
+) -> tuple[list[Any], list[Any]]:
+    """Flat arguments and their shapes (None for what is no tensor) at other sizes.
+
+    Args:
+        declared: what is declared of them.
+        leaves: the arguments.
+        shapes: their shapes.
+        sizes: by name, what stands in the place of a size.
+    """
+    leaves, shapes = list(leaves), list(shapes)
+    for place, spec in declared.items():
+        if isinstance(spec, Dim):
+            leaves[place] = sizes[spec.name]
+        else:
+            shape = list(shapes[place])
+            for axis, dim in spec.items():
+                shape[axis] = sizes[dim.name]
+            shapes[place] = tuple(shape)
+    return leaves, shapes
+
+
+def points(dims: Sequence[Dim]) -> list[dict[str, int]]:
+    """The sizes to trace at: first the greatest, last one in the middle."""
+    corners = [
+        {dim.name: dim.max - less for dim, less in zip(dims, chosen, strict=True)}
+        for chosen in itertools.product((0, 1), repeat=len(dims))
+    ]
+    return [*corners, {dim.name: max(dim.max // 2, LEAST) for dim in dims}]
+
+
+def generalise(dims: Sequence[Dim], traces: Points) -> tuple[Recording, dict[str, int]]:
+    """One recording for all sizes, and the least sizes that it is for.
+
+    Args:
+        dims: the run-time sizes.
+        traces: the traces at `points`.
+
+    Raises:
+        TraceError: the function does something else for other sizes.
+    """
+    first = traces[0][1]
+    for sizes, other in traces[1:]:
+        different = difference(first, other, is_other_size=True)
+        if different is not None:
+            raise TraceError(_refusal(sizes, traces[0][0], different))
+    least = dict.fromkeys((dim.name for dim in dims), LEAST)
+    # Sizes at which a length would be 0 are found by a first attempt.
+    for _ in range(2):
+        fit = _Fit(dims, least, [sizes for sizes, _ in traces])
+        trace = Trace()
+        with trace.active(), set_grad_enabled(False):
+            graph = fit.graph([recording.graph for _, recording in traces], trace)
+        if fit.needed == least:
+            break
+        least = dict(fit.needed)
+    return replace(first, graph=graph), least
+
+
+def _refusal(sizes: dict[str, int], most: dict[str, int], different: str) -> str:
+    def told(sizes: dict[str, int]) -> str:
+        return ", ".join(f"{name} = {size}" for name, size in sizes.items())
+
+    return (
+        f"the function does not do the same for {told(most)} and for {told(sizes)}: {different}. "
+        "With dynamic_shapes, only lengths and numbers that follow the size may differ"
+    )
+
+
+class _Fit:
+    """Graphs of equal structure made one."""
+
+    def __init__(
+        self, dims: Sequence[Dim], least: dict[str, int], sizes: Sequence[dict[str, int]]
+    ) -> None:
+        self._dims = dims
+        self._symbols = {dim.name: Size.of(dim, least[dim.name]) for dim in dims}
+        self._sizes = sizes
+        self.needed = dict(least)
+
+    def graph(self, graphs: Sequence[Graph], trace: Trace) -> Graph:
+        """The graph for all sizes."""
+        new: dict[int, Tensor] = {}
+        for xs in zip(*(graph.inputs for graph in graphs), strict=True):
+            new[id(xs[0])] = trace.placeholder(self._shape(xs, "an input"), xs[0].dtype)
+        for operations in zip(*(graph.operations for graph in graphs), strict=True):
+            old = operations[0]
+            with scope(old.scope):
+                inputs = [
+                    new[id(xs[0])] if id(xs[0]) in new else self._constant(xs, old)
+                    for xs in zip(*(o.inputs for o in operations), strict=True)
+                ]
+                params = {
+                    name: value if name == "statics" else
+                    self._value([o.params[name] for o in operations], named(old))
+                    for name, value in old.params.items()
+                }  # fmt: skip
+                operation = Operation(old.primitive, tuple(inputs), params)
+            outputs = []
+            for xs in zip(*(o.outputs for o in operations), strict=True):
+                x = Tensor(
+                    self._shape(xs, named(old)), xs[0].dtype, operation=operation,
+                    index=xs[0].index, trace=trace,
+                )  # fmt: skip
+                trace.tensors.append(x)
+                new[id(xs[0])] = x
+                outputs.append(x)
+            operation.set_outputs(tuple(outputs))
+        inputs = [new[id(x)] for x in graphs[0].inputs]
+        ends = [
+            new[id(xs[0])] if id(xs[0]) in new else self._constant(xs, None)
+            for xs in zip(*(graph.outputs for graph in graphs), strict=True)
+        ]
+        return Graph.reaching(inputs, ends, trace.tensors)
+
+    def _shape(self, xs: Sequence[Tensor], where: str) -> tuple[int, ...]:
+        shape = tuple(self._number(n, where) for n in zip(*(x.shape for x in xs), strict=True))
+        for n in shape:
+            if isinstance(n, Size):
+                self._need(n, where)
+        return shape
+
+    def _need(self, n: Size, where: str) -> None:
+        """Leave out the sizes at which a length is less than 1."""
+        if int(n) < bounds(n)[1]:
+            raise TraceError(
+                f"{where} has an axis of length {n}, which shrinks as the size grows; dynamic "
+                "shapes are for axes that grow"
+            )
+        names = set(names_in(n))
+        while at(n, self.needed) < 1:
+            for name in names:
+                self.needed[name] += 1
+
+    def _value(self, values: Sequence[Any], where: str) -> Any:
+        """A parameter for all sizes."""
+        first = values[0]
+        if isinstance(first, Graph):
+            trace = Trace(is_body=True)
+            with trace.active():
+                return self.graph(values, trace)
+        if isinstance(first, tuple):
+            return tuple(self._value(parts, where) for parts in zip(*values, strict=True))
+        if isinstance(first, int) and not isinstance(first, bool):
+            return self._number(values, where)
+        return first  # equal, as `difference` has seen
+
+    def _number(self, values: Sequence[int], where: str) -> int:
+        """The whole number through its values."""
+        if all(value == values[0] for value in values):
+            return values[0]
+        *corners, middle = values
+        result: int = 0
+        for chosen in itertools.product((0, 1), repeat=len(self._dims)):
+            # Backward differences along the chosen sizes, times the steps from the greatest.
+            change = sum(
+                (-1) ** sum(less) * value
+                for less, value in zip(
+                    itertools.product((0, 1), repeat=len(self._dims)), corners, strict=True
+                )
+                if all(a <= b for a, b in zip(less, chosen, strict=True))
+            )
+            steps = [
+                self._symbols[dim.name] - dim.max
+                for dim, is_chosen in zip(self._dims, chosen, strict=True)
+                if is_chosen
+            ]
+            result = result + math.prod(steps, start=change)
+        if at(result, self._sizes[-1]) != middle:
+            raise TraceError(
+                f"{where} uses the number {values[0]} where {_told(self._sizes[0])}, "
+                f"{values[1]} where {_told(self._sizes[1])}, and {middle} where "
+                f"{_told(self._sizes[-1])}: it does not follow the size in a straight line, so "
+                "one program cannot know it"
+            )
+        return result
+
+    def _constant(self, xs: Sequence[Tensor], operation: Operation | None) -> Tensor:
+        """A constant; where it depends on the sizes, the computation of it."""
+        arrays = [x.array() for x in xs]
+        where = "the result" if operation is None else named(operation)
+        if all(equal(array, arrays[0]) for array in arrays):
+            return xs[0]
+        if arrays[0].ndim:
+            raise TraceError(
+                f"{where} uses a constant of shape {arrays[0].shape} at one size and of "
+                f"{arrays[1].shape}, or with other values, at another; compute it by Palto's "
+                "functions (palto.arange, palto.ones ...) inside"
+            )
+        numbers = [array.item() for array in arrays]
+        dtype = xs[0].dtype
+        if all(float(n).is_integer() for n in numbers):
+            return _number_of(self._number([int(n) for n in numbers], where), dtype)
+        inverse = [round(1 / n) if n else 0 for n in numbers]
+        if all(equal(np.asarray(1 / n, dtype), a) for n, a in zip(inverse, arrays, strict=True)):
+            one = F.asarray(np.asarray(1, dtype))
+            return F.divide(one, _number_of(self._number(inverse, where), dtype))
+        raise TraceError(
+            f"{where} uses the number {numbers[0]} where {_told(self._sizes[0])} and "
+            f"{numbers[1]} where {_told(self._sizes[1])}. One program knows whole numbers that "
+            "follow the size, and 1 over such; compute others from palto.asarray(size) inside"
+        )
+
+
+def _told(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} is {size}" for name, size in sizes.items())
+
+
+def _number_of(number: int, dtype: Any) -> Tensor:
+    """A tensor that holds a whole number: the last element of a range."""
+    line = apply(movement.iota, shape=(number + 1,), axis=0, dtype=dtype)
+    end = apply(movement.slice_, line, starts=(number,), stops=(number + 1,), steps=(1,))
+    result: Tensor = F.reshape(end, ())
+    return result

@@ -1,0 +1,293 @@
+"""Sizes that are known only when a program runs, as numbers to calculate with.
+
+A `Size` is a sum of products of run-time sizes and of quotients of such sums. It stands where a
+shape, a stride or an offset is an int; as an int it is its value at the greatest sizes, by which
+plans are made. Equality is that for all sizes; a comparison that depends on the sizes raises.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from palto.tensor.tensor import TraceError
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A run-time size: an axis, or a whole number, of which one program takes all values.
+
+    Args:
+        name: a word; arguments that name one Dim have equal sizes.
+        max: the largest size, for which memory is planned.
+
+    Raises:
+        ValueError: the name is no word, or there is no room for different sizes.
+    """
+
+    name: str
+    max: int
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"a Dim's name is a word, got {self.name!r}")
+        if self.max < LEAST + 2:
+            raise ValueError(
+                f"Dim {self.name!r} has max={self.max}, which leaves no different sizes; it must "
+                f"be {LEAST + 2} or more"
+            )
+
+
+#: Smaller sizes have programs of their own, since an axis of length 1 is repeated where it must.
+LEAST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """What a Size is made of: a run-time size, or a quotient or remainder of sizes.
+
+    Attributes:
+        name: equal for equal atoms.
+        low, high: the least and greatest value.
+        kind: "" for a run-time size, "/" for a quotient, "%" for a remainder.
+        dividend, divisor: what is divided by what.
+    """
+
+    name: str
+    low: int
+    high: int
+    kind: str = ""
+    dividend: int = 0
+    divisor: int = 1
+
+    def at(self, sizes: Mapping[str, int] | None) -> int:
+        """Its value; without sizes, where they are greatest."""
+        if not self.kind:
+            return self.high if sizes is None else sizes[self.name]
+        dividend, divisor = at(self.dividend, sizes), at(self.divisor, sizes)
+        return dividend // divisor if self.kind == "/" else dividend % divisor
+
+
+Terms = dict[tuple[Atom, ...], int]
+
+
+class Size(int):
+    """A whole number that depends on run-time sizes.
+
+    Attributes:
+        terms: the factor of each product of atoms; of the empty product, the constant.
+    """
+
+    terms: Terms
+
+    @staticmethod
+    def of(dim: Dim, least: int = LEAST) -> Size:
+        """A run-time size itself."""
+        result = _sum({(Atom(dim.name, least, dim.max),): 1})
+        assert isinstance(result, Size)
+        return result
+
+    def __repr__(self) -> str:
+        parts = [
+            "*".join([*([str(factor)] if factor != 1 or not atoms else []),
+                      *(atom.name for atom in atoms)])
+            for atoms, factor in self.terms.items()
+        ]  # fmt: skip
+        return f"({'+'.join(parts)})" if len(parts) > 1 else parts[0]
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self) if not spec else int(self), spec)
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __reduce__(self) -> Any:
+        return _sum, (self.terms,)
+
+    # Arithmetic
+
+    def __add__(self, other: int) -> int:
+        terms = dict(self.terms)
+        for atoms, factor in _terms(other).items():
+            terms[atoms] = terms.get(atoms, 0) + factor
+        return _sum(terms)
+
+    def __mul__(self, other: int) -> int:
+        terms: Terms = {}
+        for (a, x), (b, y) in itertools.product(self.terms.items(), _terms(other).items()):
+            atoms = tuple(sorted((*a, *b), key=lambda atom: atom.name))
+            terms[atoms] = terms.get(atoms, 0) + x * y
+        return _sum(terms)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __neg__(self) -> int:
+        return self * -1
+
+    def __sub__(self, other: int) -> int:
+        return self + other * -1
+
+    def __rsub__(self, other: int) -> int:
+        return self * -1 + other
+
+    def __abs__(self) -> int:
+        return self if bounds(self)[0] >= 0 else self * -1
+
+    def __floordiv__(self, other: int) -> int:
+        return _divided(self, other)[0]
+
+    def __rfloordiv__(self, other: int) -> int:
+        return _divided(other, self)[0]
+
+    def __mod__(self, other: int) -> int:
+        return _divided(self, other)[1]
+
+    def __rmod__(self, other: int) -> int:
+        return _divided(other, self)[1]
+
+    # Comparisons
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and self.terms == _terms(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __lt__(self, other: int) -> bool:
+        return _less(self, other)
+
+    def __gt__(self, other: int) -> bool:
+        return _less(other, self)
+
+    def __le__(self, other: int) -> bool:
+        return not _less(other, self)
+
+    def __ge__(self, other: int) -> bool:
+        return not _less(self, other)
+
+
+def bounds(x: int) -> tuple[int, int]:
+    """Numbers that a size is never below and never above."""
+    low = high = 0
+    for atoms, factor in _terms(x).items():
+        least = math.prod(atom.low for atom in atoms)
+        most = math.prod(atom.high for atom in atoms)
+        low += factor * (least if factor > 0 else most)
+        high += factor * (most if factor > 0 else least)
+    return low, high
+
+
+def is_surely_less(x: int, y: int) -> bool:
+    """Whether x < y for all sizes."""
+    return bounds(y - x)[0] > 0
+
+
+def at(x: int, sizes: Mapping[str, int] | None) -> int:
+    """A size's value; without sizes, where they are greatest."""
+    if not isinstance(x, Size):
+        return x
+    return _value(x.terms, sizes)
+
+
+def _value(terms: Terms, sizes: Mapping[str, int] | None) -> int:
+    return sum(f * math.prod([a.at(sizes) for a in atoms]) for atoms, f in terms.items())
+
+
+def shape_at(shape: Sequence[int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A shape's lengths."""
+    return tuple([at(n, sizes) for n in shape])
+
+
+def names_in(x: int) -> Iterator[str]:
+    """The run-time sizes that a size depends on."""
+    for atom in {atom for atoms in _terms(x) for atom in atoms}:
+        if atom.kind:
+            yield from names_in(atom.dividend)
+            yield from names_in(atom.divisor)
+        else:
+            yield atom.name
+
+
+def _terms(x: int) -> Terms:
+    if isinstance(x, Size):
+        return x.terms
+    return {(): int(x)} if x else {}
+
+
+def _sum(terms: Terms) -> int:
+    terms = {atoms: factor for atoms, factor in terms.items() if factor}
+    if not any(terms):
+        return terms.get((), 0)
+    result = Size(_value(terms, None))
+    result.terms = terms
+    return result
+
+
+def _less(x: int, y: int) -> bool:
+    low, high = bounds(y - x)
+    if low > 0 or high <= 0:
+        return low > 0
+    raise TraceError(
+        f"whether {x} is less than {y} depends on the run-time size, so one program cannot do; "
+        "declare a smaller range, or no dynamic shape"
+    )
+
+
+def _divided(x: int, y: int) -> tuple[int, int]:
+    """The whole part of x / y, and what remains of x."""
+    if bounds(x)[1] <= 0 and x != 0:  # as in -(-x // y), the quotient rounded up
+        above = _divided(y - 1 - x, y)[0]
+        return -above, x + above * y
+    whole = _multiple(x, y)
+    rest = x - whole * y
+    low, high = bounds(rest)
+    if low < 0:
+        steps = -(low // bounds(y)[0])
+        whole, rest = whole - steps, rest + steps * y
+        low, high = bounds(rest)
+    if low >= 0 and is_surely_less(rest, y):
+        return whole, rest
+    least, most = bounds(y)
+    divisor = f"({y})" if "*" in str(y) else str(y)
+    quotient = Atom(f"({rest}/{divisor})", max(low, 0) // most, high // least, "/", rest, y)
+    remainder = Atom(f"({rest}%{divisor})", 0, min(most - 1, high), "%", rest, y)
+    return whole + _sum({(quotient,): 1}), _sum({(remainder,): 1})
+
+
+def _multiple(x: int, y: int) -> int:
+    """What of x / y is exact: the terms divided by the leading one of y, one after the other."""
+    divisor, factor = max(_terms(y).items(), key=lambda item: _degree(item[0]))
+    whole: int = 0
+    passed: set[tuple[Atom, ...]] = set()
+    while True:
+        left = {atoms: f for atoms, f in _terms(x).items() if atoms not in passed}
+        if not left:
+            return whole
+        atoms, f = max(left.items(), key=lambda item: _degree(item[0]))
+        passed.add(atoms)
+        rest = _without(atoms, divisor)
+        if rest is not None and f // factor:
+            step = _sum({rest: f // factor})
+            if f % factor and len(_terms(y)) > 1:
+                continue
+            whole, x = whole + step, x - step * y
+
+
+def _degree(atoms: tuple[Atom, ...]) -> tuple[int, tuple[str, ...]]:
+    return len(atoms), tuple(atom.name for atom in atoms)
+
+
+def _without(atoms: tuple[Atom, ...], divisor: tuple[Atom, ...]) -> tuple[Atom, ...] | None:
+    """The product divided by another; None if it does not divide."""
+    rest = list(atoms)
+    for atom in divisor:
+        if atom not in rest:
+            return None
+        rest.remove(atom)
+    return tuple(rest)
