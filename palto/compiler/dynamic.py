@@ -1,8 +1,8 @@
 """Dynamic shapes: one recording for all sizes of some axes, from traces at a few sizes.
 
-The function is traced at the greatest sizes, at one less along each, and once more in the middle.
-The graphs must be the same but for whole numbers (lengths, starts, constants); each is taken for
-the product-wise linear function through its values, and must follow it in the middle, too.
+The function is traced at large sizes, at one less along each, and once more in the middle. The
+graphs must be the same but for whole numbers (lengths, starts, constants); each is taken for the
+product-wise linear function through its values, and must follow it in the middle, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from palto.tensor.primitives import movement
 from palto.tensor.tensor import Tensor, TraceError
 from palto.tensor.tree import Tree, rebuild
 
+#: Up to so many whole numbers in a list, such as where a box begins, may follow the sizes.
+_LONGEST_LIST = 16
 #: Of one flat argument: itself, or which of its axes, is a run-time size.
 Declared = Dim | dict[int, Dim]
 #: From the sizes that a trace was made at to the trace.
@@ -166,12 +168,16 @@ def with_sizes(
 
 
 def points(dims: Sequence[Dim]) -> list[dict[str, int]]:
-    """The sizes to trace at: first the greatest, last one in the middle."""
+    """The sizes to trace at: first the largest, last one in the middle.
+
+    Not the greatest, at which a slice of a cache may be all of it; and in the middle an odd number,
+    which is hardly ever the length of another axis.
+    """
     corners = [
-        {dim.name: dim.max - less for dim, less in zip(dims, chosen, strict=True)}
+        {dim.name: dim.max - 1 - less for dim, less in zip(dims, chosen, strict=True)}
         for chosen in itertools.product((0, 1), repeat=len(dims))
     ]
-    return [*corners, {dim.name: max(dim.max // 2, LEAST) for dim in dims}]
+    return [*corners, {dim.name: max(dim.max // 2 - 1, LEAST) | 1 for dim in dims}]
 
 
 def generalise(dims: Sequence[Dim], traces: Points) -> tuple[Recording, dict[str, int]]:
@@ -297,7 +303,7 @@ class _Fit:
         *corners, middle = values
         result: int = 0
         for chosen in itertools.product((0, 1), repeat=len(self._dims)):
-            # Backward differences along the chosen sizes, times the steps from the greatest.
+            # Backward differences along the chosen sizes, times the steps from the largest.
             change = sum(
                 (-1) ** sum(less) * value
                 for less, value in zip(
@@ -306,7 +312,7 @@ class _Fit:
                 if all(a <= b for a, b in zip(less, chosen, strict=True))
             )
             steps = [
-                self._symbols[dim.name] - dim.max
+                self._symbols[dim.name] - self._sizes[0][dim.name]
                 for dim, is_chosen in zip(self._dims, chosen, strict=True)
                 if is_chosen
             ]
@@ -326,6 +332,12 @@ class _Fit:
         where = "the result" if operation is None else named(operation)
         if all(equal(array, arrays[0]) for array in arrays):
             return xs[0]
+        is_list = all(x.shape == arrays[0].shape and x.dtype.kind in "iu" for x in arrays)
+        if is_list and arrays[0].ndim == 1 and arrays[0].size <= _LONGEST_LIST:
+            items = [
+                self._number(ns, where) for ns in zip(*(x.tolist() for x in arrays), strict=True)
+            ]
+            return F.stack([_number_of(n, xs[0].dtype) for n in items])
         if arrays[0].ndim:
             raise TraceError(
                 f"{where} uses a constant of shape {arrays[0].shape} at one size and of "
@@ -337,7 +349,9 @@ class _Fit:
         if all(float(n).is_integer() for n in numbers):
             return _number_of(self._number([int(n) for n in numbers], where), dtype)
         inverse = [round(1 / n) if n else 0 for n in numbers]
-        if all(equal(np.asarray(1 / n, dtype), a) for n, a in zip(inverse, arrays, strict=True)):
+        if all(
+            n and equal(np.asarray(1 / n, dtype), a) for n, a in zip(inverse, arrays, strict=True)
+        ):
             one = F.asarray(np.asarray(1, dtype))
             return F.divide(one, _number_of(self._number(inverse, where), dtype))
         raise TraceError(

@@ -34,15 +34,16 @@ class Dim:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"a Dim's name is a word, got {self.name!r}")
-        if self.max < LEAST + 2:
+        if self.max < _LEAST_MAX:
             raise ValueError(
                 f"Dim {self.name!r} has max={self.max}, which leaves no different sizes; it must "
-                f"be {LEAST + 2} or more"
+                f"be {_LEAST_MAX} or more"
             )
 
 
 #: Smaller sizes have programs of their own, since an axis of length 1 is repeated where it must.
 LEAST = 2
+_LEAST_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)

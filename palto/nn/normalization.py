@@ -118,7 +118,8 @@ def batch_norm(
             "use a larger batch, or call model.eval()"
         )
     y, mean, var = batch_norm_training(x, weight, bias, eps)
-    for running, seen in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+    unbiased = var * count / (count - 1)  # two whole numbers: a program may know them by n
+    for running, seen in ((running_mean, mean), (running_var, unbiased)):
         if isinstance(running, Cell):
             old = F.detach(running)
             moved = old + momentum * (F.detach(seen) - old)

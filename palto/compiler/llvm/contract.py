@@ -192,6 +192,11 @@ class Plan:
     packs_b: bool = False
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether no length depends on run-time sizes."""
+        return _fixed(self.contraction) == self.contraction
+
+    @property
     def lanes(self) -> int:
         """Elements of a vector register."""
         return self.machine.vector_bytes // size_of(self.contraction.kind)
@@ -310,7 +315,7 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     turned = x.column_b != 1
     whole = Plan(_fixed(x), machine, tiles, panels, int(lines), cut=cut, cuts=cuts, packs_b=turned)
     best = min(_divisions(whole), key=_cost)
-    if _fixed(x) == x:
+    if whole.contraction == x:
         return best
     if isinstance(length, Size):
         tiles = _loose_spans(length, [(1,) * n for n in _powers(height)])
@@ -574,8 +579,34 @@ class _Emitter:
         lines = self.part(line_block, p.lines, p.line_blocks)
         tiles = self.part(tile_block, p.tile_count, p.tile_blocks)
         panels = self.part(panel_block, p.panel_count, p.panel_blocks)
+        with self.unless_empty(lines, tiles, panels):
+            self.blocks(self.offsets(x.batch, batch), batch, lines, tiles, panels)
+
+    @contextmanager
+    def unless_empty(self, *parts: Bounds) -> Iterator[None]:
+        """Skip a unit that smaller run-time sizes than the greatest leave without work."""
+        tests = [
+            self.f.compare("slt", self.constant(start), self.constant(stop))
+            for start, stop in parts
+            if not (isinstance(start, int) and isinstance(stop, int))
+        ]
+        if self.plan.is_fixed or not tests:
+            yield
+            return
+        with self.f.when(functools.reduce(functools.partial(self.f.binary, "and"), tests)):
+            yield
+
+    def blocks(
+        self,
+        base: tuple[Value, Value],
+        batch: list[Value],
+        lines: Bounds,
+        tiles: Bounds,
+        panels: Bounds,
+    ) -> None:
+        """The blocks of the summed axes, for some lines, tiles and panels."""
+        p, x = self.plan, self.plan.contraction
         firsts = (panels[0], lines[0], tiles[0])
-        base = self.offsets(x.batch, batch)
         with self.loop(0, p.blocks) as block:
             cut_axes, axes = x.summed[: p.cut], x.summed[p.cut :]
             *outer, cut = self.indices(block, [*(axis.length for axis in cut_axes), p.cuts])
