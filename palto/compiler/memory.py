@@ -29,7 +29,7 @@ class Buffer:
         start: where the first element lies; more than 0 inside a border.
         length: how many elements there is room for, at the greatest run-time sizes.
         offset: where in the arena it begins, in bytes.
-        first: the step of the program that first writes it.
+        first: the step of the program that first writes it; inside a loop, a part of one step.
         last: the last step that uses it.
     """
 
@@ -39,7 +39,8 @@ class Buffer:
         self.start = 0
         self.length = int(math.prod(shape))
         self.offset = 0
-        self.first, self.last = -1, -1
+        self.first: float = -1
+        self.last: float = -1
 
     @property
     def bytes(self) -> int:
@@ -50,7 +51,7 @@ class Buffer:
         """Where the element at indices lies."""
         return ix.total([*zip(indices, self.strides, strict=True), (Index(self.start), 1)])
 
-    def used(self, step: int) -> None:
+    def used(self, step: float) -> None:
         """Note that a step of the program uses it."""
         self.first = step if self.first < 0 else min(self.first, step)
         self.last = max(self.last, step)

@@ -58,12 +58,16 @@ def _padded(x: Tensor, low: list[int], high: list[int], gap: list[int]) -> Tenso
     if any(gap) and min(*low, *high) < 0:
         zeros = [0] * len(low)
         x, gap = _padded(x, zeros, zeros, gap), zeros
-    starts = [max(-n, 0) for n in low]
-    stops = [max(n - max(-h, 0), s) for n, h, s in zip(x.shape, high, starts, strict=True)]
+    lengths = [n + sum(widths) for n, *widths in zip(x.shape, low, high, strict=True)]
+    # What is cropped may be all of an axis, and of the padding on its other side.
+    starts = [min(max(-w, 0), n) for n, w in zip(x.shape, low, strict=True)]
+    stops = [max(n - max(-w, 0), s) for n, w, s in zip(x.shape, high, starts, strict=True)]
     if starts != [0] * x.ndim or stops != list(x.shape):
         ones = (1,) * x.ndim
         x = _apply(movement.slice_, x, starts=tuple(starts), stops=tuple(stops), steps=ones)
-    low, high = [max(n, 0) for n in low], [max(n, 0) for n in high]
+    missing = [length - n for length, n in zip(lengths, x.shape, strict=True)]
+    low = [min(max(n, 0), most) for n, most in zip(low, missing, strict=True)]
+    high = [most - n for n, most in zip(low, missing, strict=True)]
     if any((*low, *high, *gap)):
         x = _apply(movement.pad, x, low=tuple(low), high=tuple(high), interior=tuple(gap), value=0)
     return x

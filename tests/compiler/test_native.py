@@ -528,6 +528,64 @@ def test_scan(length, reverse):
     )
 
 
+def wide_scan(weight, xs):
+    return palto.scan(
+        lambda state, x: (palto.tanh(state @ weight + x), state * 2), xs[0] * 0.5, xs, reverse=True
+    )
+
+
+def scan_in_scan(xs):
+    def row(state, x):
+        total, running = palto.scan(lambda a, b: (a * 0.5 + b, a), state, x)
+        return total, running
+
+    return palto.scan(row, palto.zeros((), dtype=xs.dtype), xs)
+
+
+def exchanging_scan(xs):
+    def step(state, x):
+        return (state[1], state[0] * 0.9 + x), x
+
+    return palto.scan(step, (palto.zeros(xs.shape[1:]), palto.ones(xs.shape[1:])), xs)
+
+
+def test_scans_as_loops_of_the_program():
+    xs = numbers("float32", (6, 3, 5))
+    weight = numbers("float32", (256, 256)) * 0.05
+    run_both(wide_scan, weight, numbers("float32", (5, 64, 256)))  # shared among threads
+    run_both(scan_in_scan, numbers("float32", (4, 7)))
+    run_both(exchanging_scan, xs)
+    run_both(lambda xs: exchanging_scan(xs)[0], xs)  # what is stacked, nobody reads
+    run_both(lambda xs: palto.scan(lambda c, x: (palto.sort(c + x), c), xs[0], xs), xs)
+
+
+def test_scans_between_guards(monkeypatch):
+    monkeypatch.setenv("PALTO_DEBUG", "1")
+    run_both(scan_in_scan, numbers("float32", (4, 7)))
+    run_both(exchanging_scan, numbers("float32", (6, 3, 5)))
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_an_index_out_of_range_inside_a_scan(threads):
+    palto.set_num_threads(threads)
+    cell = palto.Cell(np.zeros(3, "f"))
+
+    @palto.compile
+    def function(table, places):
+        last, _ = palto.scan(
+            lambda c, i: (c + palto.take(table, i, axis=0), c), palto.zeros((3,)), places
+        )
+        cell.assign(last)
+        return last
+
+    table = numbers("float32", (4, 3))
+    function(table, np.array([0, 3, 1]))
+    before = np.array(cell)
+    with pytest.raises(IndexError, match="index 7 is out of range: it must be from 0 to 3"):
+        function(table, np.array([0, 7, 1]))
+    np.testing.assert_array_equal(cell, before)
+
+
 def test_scan_of_whole_numbers_and_without_sequences():
     def function(start):
         return palto.scan(lambda s, _: (s * 3 + 1, s), start, length=7)
@@ -1120,6 +1178,38 @@ def test_empty_and_single_axes(shape):
         palto.manual_seed(1)
         for got, value in zip(values(compiled(x)), wanted, strict=True):
             assert_close(got, value)
+
+
+def joined(x):
+    """A mean beside another number, then a gradient that reads only the first of the two."""
+
+    def loss(x):
+        pair = palto.stack([palto.mean(x, 0, keepdims=True), palto.ones((1,))], axis=1)
+        return palto.mean(palto.square(pair))
+
+    return palto.grad(loss)(x)
+
+
+def past_the_image(x):
+    """Windows that lie in the padding alone, whose gradients are zero."""
+    kernel = palto.ones((1, 1, 1, x.shape[-1]))
+    sizes = {"stride": (1, 3), "padding": ((0, 0), (2, 0)), "groups": x.shape[-1]}
+    return palto.grad(lambda y: palto.sum(palto.tanh(palto.conv(y, kernel, **sizes))))(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: palto.concat([x, x], axis=2), (0, 2, 1)),
+        (lambda x: palto.prod(palto.tanh(x) + 1.2, 1), (0, 3, 1, 2)),
+        (joined, (2,)),
+        (past_the_image, (1, 1, 1, 5)),
+    ],
+    ids=["concat of nothing", "product of nothing", "half of a concat", "all cropped"],
+)
+def test_what_random_graphs_found(function, shape):
+    x = numbers("float32", shape)
+    assert_close(palto.compile(function)(x).numpy(), function(palto.asarray(x)).numpy())
 
 
 def test_functions_of_nothing_and_of_everything_constant():

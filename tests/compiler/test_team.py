@@ -339,6 +339,28 @@ def test_ctrl_c_ends_a_long_program(threads):
     says(process, "")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send one process Ctrl-C")
+def test_ctrl_c_ends_a_long_scan():
+    process = script("""
+    import palto
+    endless = palto.compile(
+        lambda x: palto.scan(lambda c, _: (palto.sin(c) + 1, None), x, length=2**40)[0]
+    )
+    for _ in range(2):
+        try:
+            print("ready", flush=True)
+            endless(np.ones(9, np.float32))
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """)
+    for _ in range(2):
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(1)
+        process.send_signal(2)
+        assert process.stdout.readline() == "interrupted\n"
+    says(process, "")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there are no such signals on Windows")
 def test_other_handlers_run_and_let_the_program_go_on():
     says(

@@ -1,0 +1,351 @@
+"""Lowering: a graph as steps, each a nest with its code, and the buffers that they use."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from palto.compiler import index as ix
+from palto.compiler import nests
+from palto.compiler.checks import checks_of, condition_error
+from palto.compiler.fuse import Fuser
+from palto.compiler.llvm import contract
+from palto.compiler.llvm.loops import Emitter, Kernel
+from palto.compiler.memory import Buffer
+from palto.compiler.nests import Check, Group, Nest, Single
+from palto.compiler.prepare import RULES
+from palto.compiler.simplify import simplify
+from palto.tensor.graph import Array, Graph, Operation
+from palto.tensor.primitives import elementwise
+from palto.tensor.tensor import Tensor
+
+#: A step of fewer simple operations than this is left to one thread.
+SMALL = 2**14
+#: From the position of a scan to before that of the next step.
+_ALMOST = 1 - 2.0**-20
+
+
+@dataclass(slots=True)
+class Step:
+    """A nest in the program.
+
+    Attributes:
+        nest: what it computes.
+        kernel: its code; None for a loop, and for what is run from Python.
+        reads, writes: the buffers it uses.
+        work: about how many simple operations it takes.
+        barrier: whether all threads meet before it.
+        writes_cells: whether it changes what lives on after the call.
+        body: the steps that a scan repeats, where they are part of the program.
+    """
+
+    nest: Nest
+    kernel: Kernel | None
+    reads: list[Buffer]
+    writes: list[Buffer]
+    work: int
+    barrier: bool = False
+    writes_cells: bool = False
+    body: Body | None = None
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether one thread does all of it."""
+        if self.body is not None:
+            return all(step.is_serial for step in self.body.lowering.steps)
+        return self.kernel is None or int(self.kernel.units) < 2 or self.work < SMALL
+
+
+class Lowering:
+    """A graph as steps, and the buffers that they use.
+
+    Args:
+        graph: what to compute.
+        writes: for each output that a cell takes, its number and the number of the input that is
+            the cell's old value, or None.
+        conditions: the numbers of outputs that must be true before a cell is written, with what
+            is said otherwise.
+        constants: the arrays that stand in the program, to which this one's are added.
+
+    Attributes:
+        graph: the graph, prepared.
+        checks: all that is checked, also inside loops.
+        steps: the steps, in order.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        writes: dict[int, int | None],
+        conditions: dict[int, str],
+        constants: list[Array],
+    ) -> None:
+        self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True)
+        self.checks = checks_of(self.graph)
+        self.checks += [
+            Check(self.graph.outputs[number], None, None, False,
+                  functools.partial(condition_error, message))
+            for number, message in conditions.items()
+        ]  # fmt: skip
+        late = {id(self.graph.outputs[number]) for number in writes}
+        # A scan may find an index out of range, too.
+        early = [o.output() for o in self.graph.operations if o.primitive.name == "scan"]
+        updates = _updates(self.graph, writes)
+        self._fuser = Fuser(self.graph, self.checks, early, late, [new for new, _ in updates])
+        if any(_is_read_after(self._fuser, new, old) for new, old in updates):
+            updates = []
+            self._fuser = Fuser(self.graph, self.checks, early, late)
+        self._copies: list[Tensor] = []
+        self._buffers: dict[int, Buffer] = {}
+        self.constants = constants
+        self._place_inputs()
+        self._place_outputs(writes, [new for new, _ in updates])
+        self._place_arena()
+        self.steps = [self._step(nest) for nest in self._fuser.nests]
+
+    # Buffers
+
+    def _place_inputs(self) -> None:
+        for number, x in enumerate(self.graph.inputs):
+            self._buffers.setdefault(id(x), Buffer(x.shape, x.dtype, "input", number))
+
+    def _place_outputs(self, writes: dict[int, int | None], updated: list[Tensor]) -> None:
+        #: The numbers of the graph's outputs that no cell takes.
+        self.results: list[int] = []
+        for number, x in enumerate(self.graph.outputs):
+            if number not in writes:
+                self._buffers[id(x)] = Buffer(x.shape, x.dtype, "output", len(self.results))
+                self.results.append(number)
+        for place, (number, source) in enumerate(writes.items()):
+            x = self.graph.outputs[number]
+            target = Buffer(x.shape, x.dtype, "cell", place)
+            if source is None:
+                self._buffers[id(x)] = target
+                continue
+            old = self.graph.inputs[source]
+            target = self._buffers[id(old)]
+            new = x.operation.inputs[0] if x.operation is not None else x
+            if any(new is x for x in updated):
+                self._buffers[id(x)] = self._buffers[id(new)] = target
+            elif self._may_overwrite(x, old):
+                self._buffers[id(x)] = target
+            else:
+                self._copy_late(x, target)
+
+    def _may_overwrite(self, x: Tensor, old: Tensor) -> bool:
+        """Whether a cell's new value can be written where the old one lies."""
+        home = self._fuser.home.get(id(x))
+        if not isinstance(home, Group):
+            return x.size == 0
+        if any(m.phase for m in home.members):
+            return False
+        for nest in self._fuser.nests:
+            for tensor, indices in nest.reads:
+                if tensor is not old or nest.position < home.position:
+                    continue
+                if nest is not home or indices is None:
+                    return False
+                if ix.linear(indices, old.shape) != home.place():
+                    return False
+        return True
+
+    def _copy_late(self, x: Tensor, target: Buffer) -> None:
+        """Copy a cell's new value into the cell at the end."""
+        operation = Operation(elementwise.detach, (x,), {})
+        copy = Tensor(x.shape, x.dtype, operation=operation, trace=x.trace)
+        operation.set_outputs((copy,))
+        self._copies.append(copy)
+        if x.size:
+            self._fuser.append_copy(copy)
+        self._buffers[id(copy)] = target
+
+    def _place_arena(self) -> None:
+        """Give memory to every root that another nest, or a later pass, reads."""
+        for nest in self._fuser.nests:
+            for x, _ in nest.reads:
+                home = self._fuser.home.get(id(x))
+                if home is None or id(x) in self._buffers:
+                    continue
+                if home is not nest or isinstance(nest, Single) or self._is_read_later(nest, x):
+                    self._buffers[id(x)] = Buffer(x.shape, x.dtype, "arena")
+
+    def _is_read_later(self, nest: Nest, x: Tensor) -> bool:
+        """Whether a later pass of a group reads what an earlier one computes for each place."""
+        if not isinstance(nest, Group):
+            return False
+        mine = next((m for m in nest.members if m.tensor is x), None)
+        if mine is None or mine.kind != "map":
+            return False
+        for member in nest.members:
+            if member.phase > mine.phase:
+                walk = nests.Walk(self._fuser.is_stored)
+                at = [ix.of(v) for v in nests.variables("w", member.source.shape)]
+                walk.visit(member.source, at, inside=member.source is member.tensor)
+                if any(tensor is x for tensor, _ in walk.reads):
+                    return True
+        return False
+
+    def is_stored(self, x: Tensor) -> bool:
+        """Whether steps read a tensor, and do not compute it on their way."""
+        return self._fuser.is_stored(x)
+
+    def buffer_of(self, x: Tensor) -> Buffer | None:
+        """The memory of a tensor, if it has any."""
+        return self._buffers.get(id(x))
+
+    def stored(self, x: Tensor) -> Buffer | None:
+        """The memory of a tensor or constant that a step reads or writes."""
+        buffer = self._buffers.get(id(x))
+        if buffer is None and x._value is not None:
+            buffer = Buffer(x.shape, x.dtype, "constant", len(self.constants))
+            self.constants.append(np.ascontiguousarray(x.array()))
+            self._buffers[id(x)] = buffer
+        return buffer
+
+    # Steps
+
+    def _step(self, nest: Nest) -> Step:
+        writes = [b for x in nest.outputs if (b := self._buffers.get(id(x))) is not None]
+        if isinstance(nest, Group):
+            writes = [b for m in nest.members if (b := self._buffers.get(id(m.tensor)))]
+            if nest.product is not None:
+                own = self._buffers.get(id(nest.product.result))
+                writes += [own] if own is not None else []
+        kernel = None
+        reads = [b for x, _ in nest.reads if (b := self.stored(x)) is not None]
+        if not (isinstance(nest, Single) and nest.kind in ("library", "scan")):
+            emitter = Emitter(
+                self.stored, self._fuser.is_stored, set(writes), contract.Machine.host()
+            )
+            kernel = emitter.kernel(nest)
+            known = {*reads, *writes}
+            scratch = [b for _, _, b in kernel.arguments if b is not None and b not in known]
+            reads += [b for b in scratch if b.role != "arena"]
+            writes += [b for b in scratch if b.role == "arena"]
+        body = None
+        end: float = nest.position
+        if isinstance(nest, Single) and nest.kind == "scan":
+            body = Body.of(nest.operation, self.stored, self.constants)
+        if body is not None:
+            self.checks += body.lowering.checks
+            end = nest.position + _ALMOST
+            writes += body.adopt(nest.position)
+        for buffer in (*reads, *writes):
+            buffer.used(nest.position)
+            buffer.used(end)
+        step = Step(nest, kernel, reads, writes, _work(nest), body=body)
+        step.writes_cells = any(b.role in ("cell", "input") for b in writes)
+        return step
+
+    @property
+    def is_native(self) -> bool:
+        """Whether nothing is run from Python."""
+        return all(step.kernel is not None or step.body is not None for step in self.steps)
+
+    def buffers(self) -> Iterator[Buffer]:
+        """All buffers that steps use, also inside loops; perhaps more than once."""
+        for step in self.steps:
+            yield from (*step.reads, *step.writes)
+            if step.body is not None:
+                yield from step.body.lowering.buffers()
+
+
+@dataclass(slots=True)
+class Body:
+    """What a scan repeats, as part of the program around it.
+
+    Attributes:
+        lowering: one step of the scan.
+        operation: the scan.
+        inputs: the scan's inputs: what is carried, the sequences, then what stays the same.
+        outputs: the scan's outputs: what is carried, then what is stacked; where nobody reads one,
+            a place for one element of it.
+        spare: for each carried value, two places for what it becomes.
+    """
+
+    lowering: Lowering
+    operation: Operation
+    inputs: list[Buffer]
+    outputs: list[Buffer]
+    spare: list[tuple[Buffer, Buffer]]
+
+    @staticmethod
+    def of(
+        operation: Operation, stored: Callable[[Tensor], Buffer | None], constants: list[Array]
+    ) -> Body | None:
+        """The body of a scan; None if a part of it is run from Python."""
+        count = len(constants)
+        lowering = Lowering(operation.params["body"], {}, {}, constants)
+        if not lowering.is_native:
+            del constants[count:]
+            return None
+        carries = operation.params["carries"]
+        results = lowering.graph.outputs
+        inputs, outputs = [], []
+        for x in operation.inputs:
+            buffer = stored(x)
+            assert buffer is not None
+            inputs.append(buffer)
+        for x, one in zip(operation.outputs, results, strict=True):
+            outputs.append(stored(x) or Buffer(one.shape, one.dtype, "arena"))
+        spare = [
+            (Buffer(x.shape, x.dtype, "arena"), Buffer(x.shape, x.dtype, "arena"))
+            for x in results[:carries]
+        ]
+        return Body(lowering, operation, inputs, outputs, spare)
+
+    def adopt(self, position: int) -> list[Buffer]:
+        """The memory that the loop needs of the program around it, where it is one step."""
+        span = len(self.lowering.steps) + 1
+        inner = {id(b): b for b in self.lowering.buffers() if b.role == "arena"}
+        for buffer in inner.values():
+            buffer.first = position + buffer.first / span
+            buffer.last = position + buffer.last / span
+        places = [b for pair in self.spare for b in pair]
+        return [*inner.values(), *places, *(b for b in self.outputs if b.role == "arena")]
+
+
+def _updates(graph: Graph, writes: dict[int, int | None]) -> list[tuple[Tensor, Tensor]]:
+    """Boxes written into a cell's old value that become the cell's new value: (new, old)."""
+    found = []
+    for number, source in writes.items():
+        copy = graph.outputs[number]
+        assert copy.operation is not None
+        new = copy.operation.inputs[0]
+        operation = new.operation if new._value is None else None
+        if source is None or operation is None or not new.size:
+            continue
+        old = graph.inputs[source]
+        if operation.primitive.name == "dynamic_update_slice" and operation.inputs[0] is old:
+            found.append((new, old))
+    return found
+
+
+def _is_read_after(fuser: Fuser, new: Tensor, old: Tensor) -> bool:
+    """Whether a nest needs a cell's old value when it has been overwritten."""
+    home = fuser.home[id(new)]
+    return home.early or any(
+        tensor is old and nest.position >= home.position
+        for nest in fuser.nests
+        for tensor, _ in nest.reads
+    )
+
+
+def _work(nest: Nest) -> int:
+    if isinstance(nest, Group):
+        work = int(math.prod(nest.shape)) * (len(nest.members) + len(nest.reads))
+        if nest.product is not None:
+            work += int(nest.product.operation.primitive.flops(nest.product.operation)) // 16
+        return work
+    if isinstance(nest, Check):
+        return 0  # one thread looks at all
+    assert isinstance(nest, Single)
+    operation = nest.operation
+    if nest.kind == "reduce":
+        places = operation.output().size * math.prod(v.length for v in nest.reduced)
+        return int(places)
+    return max(int(x.size) for x in (*operation.inputs, operation.output()))
