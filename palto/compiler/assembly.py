@@ -54,7 +54,7 @@ class Assembly:
 
     def text(self) -> str:
         """The whole module."""
-        support = team.SUPPORT + _NOTE
+        support = team.support()
         declarations = sorted(d for d in self._declarations if d not in support)
         return "\n".join([support, *declarations, *self._bodies, *self._programs, ""])
 
@@ -72,10 +72,10 @@ class Assembly:
                 self._barrier()
             self._may_leave &= step is not self.gated
             if step.body is not None or (step.kernel is not None and step.kernel.units):
-                self._line(f"call void @note(ptr %profile, i64 {self._noted}, i64 %thread)")
+                self._line(f"call void @palto_note(ptr %profile, i64 {self._noted}, i64 %thread)")
             self._step(step)
             self._noted += 1
-        self._line(f"call void @note(ptr %profile, i64 {self._noted}, i64 %thread)")
+        self._line(f"call void @palto_note(ptr %profile, i64 {self._noted}, i64 %thread)")
         self._noted += 1  # of the step between these and the next
         self._lines += ["  br label %end", "end:", "  ret void", "}"]
         self._programs += self._lines
@@ -279,24 +279,3 @@ def _buffers(steps: Sequence[Step]) -> list[Buffer]:
         if step.body is not None:
             found += [*step.body.inputs, *step.body.outputs, *step.body.lowering.buffers()]
     return found
-
-
-# Threads 0's clock at the beginning of each step, if somebody asks.
-_NOTE = """
-define internal void @note(ptr %profile, i64 %step, i64 %thread) {
-entry:
-  %address = ptrtoint ptr %profile to i64
-  %whether = or i64 %address, %thread
-  %off = icmp eq i64 %address, 0
-  %other = icmp ne i64 %thread, 0
-  %skip = or i1 %off, %other
-  br i1 %skip, label %end, label %write
-write:
-  %now = call i64 @palto_clock()
-  %place = getelementptr i64, ptr %profile, i64 %step
-  store i64 %now, ptr %place, align 8
-  br label %end
-end:
-  ret void
-}
-"""

@@ -88,21 +88,40 @@ define internal void @palto_leave(i32 %before) {
 """
 )
 
-#: Functions for programs to include in their module, which must not declare them:
-#:
-#: ``i1 @palto_barrier(ptr sync, i64 thread, i64 threads)`` returns when all threads have arrived;
-#: every thread gets the same answer: whether a failure or an interruption was recorded before.
-#: ``void @palto_fail(ptr sync, i64 code, i64 value)`` records a failure: the smallest code stays
-#: (from 0 on), and of equal ones the first.
-#: ``i64 @palto_clock()`` counts cycles; see `cycles_per_second`.
-SUPPORT: str = f"""
+#: What programs call; see `support`.
+_PROVIDED = {
+    "palto_barrier": "i1 (ptr, i64, i64)",
+    "palto_fail": "void (ptr, i64, i64)",
+    "palto_failed": "i1 (ptr)",
+    "palto_listen": "void (ptr)",
+    "palto_clock": "i64 ()",
+    "palto_note": "void (ptr, i64, i64)",
+}
+
+_SUPPORT = f"""
 declare i64 @llvm.readcyclecounter()
 declare i32 @{_yield}()
 {_declare_pause}
 {_FLOAT_MODE}
-define internal i64 @palto_clock() {{
+define i64 @palto_clock() {{
   %now = call i64 @llvm.readcyclecounter()
   ret i64 %now
+}}
+; Thread 0's clock at the beginning of a step, if somebody asks.
+define void @palto_note(ptr %profile, i64 %step, i64 %thread) {{
+entry:
+  %address = ptrtoint ptr %profile to i64
+  %off = icmp eq i64 %address, 0
+  %other = icmp ne i64 %thread, 0
+  %skip = or i1 %off, %other
+  br i1 %skip, label %end, label %write
+write:
+  %now = call i64 @palto_clock()
+  %place = getelementptr i64, ptr %profile, i64 %step
+  store i64 %now, ptr %place, align 8
+  br label %end
+end:
+  ret void
 }}
 ; For how many turns a thread waits before it gives way: few where threads share cores.
 define internal i64 @palto_patience(ptr %sync, i64 %threads) {{
@@ -126,7 +145,7 @@ yield:
   %ignored = call i32 @{_yield}()
   ret void
 }}
-define internal void @palto_fail(ptr %sync, i64 %code, i64 %value) {{
+define void @palto_fail(ptr %sync, i64 %code, i64 %value) {{
 entry:
   %lock = getelementptr i8, ptr %sync, i64 {_LOCK}
   %code_at = getelementptr i8, ptr %sync, i64 {_CODE}
@@ -153,14 +172,14 @@ done:
   store atomic i64 0, ptr %lock release, align 8
   ret void
 }}
-define internal i1 @palto_failed(ptr %sync) {{
+define i1 @palto_failed(ptr %sync) {{
   %code_at = getelementptr i8, ptr %sync, i64 {_CODE}
   %code = load atomic i64, ptr %code_at acquire, align 8
   %failed = icmp ne i64 %code, {_NO_FAILURE}
   ret i1 %failed
 }}
 ; Thread 0 only: now and then, lets Python run the handlers of signals.
-define internal void @palto_listen(ptr %sync) {{
+define void @palto_listen(ptr %sync) {{
 entry:
   %due_at = getelementptr i8, ptr %sync, i64 {_DUE}
   %due = load i64, ptr %due_at, align 8
@@ -188,7 +207,7 @@ interrupt:
 done:
   ret void
 }}
-define internal i1 @palto_barrier(ptr %sync, i64 %thread, i64 %threads) {{
+define i1 @palto_barrier(ptr %sync, i64 %thread, i64 %threads) {{
 entry:
   %first = icmp eq i64 %thread, 0
   br i1 %first, label %listen, label %arrive
@@ -476,7 +495,9 @@ class _Native:
     """The compiled functions of a team, and how fast this machine waits and counts."""
 
     def __init__(self) -> None:
-        self._code = machine.load(SUPPORT + _TEAM)
+        self._code = machine.load(_SUPPORT + _TEAM)
+        for name in _PROVIDED:
+            machine.provide(name, self._code.address(name))
         self.run = _RUN(self._code.address("run"))
         self.work = _WORK(self._code.address("work"))
         self.clock = _CLOCK(self._code.address("clock"))
@@ -496,6 +517,23 @@ class _Native:
 @cache
 def _native() -> _Native:
     return _Native()
+
+
+def support() -> str:
+    """The declarations of what programs may call; from now on, code that does can be loaded.
+
+    ``i1 @palto_barrier(ptr sync, i64 thread, i64 threads)`` returns when all threads have arrived;
+    every thread gets the same answer: whether a failure or an interruption was recorded before.
+    ``void @palto_fail(ptr sync, i64 code, i64 value)`` records a failure: the smallest code stays
+    (from 0 on), and of equal ones the first. ``i1 @palto_failed(ptr sync)`` says whether there is
+    one. ``void @palto_listen(ptr sync)`` lets Python handle signals, now and then, in thread 0;
+    barriers do so too. ``i64 @palto_clock()`` counts cycles; see `cycles_per_second`.
+    ``void @palto_note(ptr profile, i64 step, i64 thread)`` is for profiles: thread 0 writes its
+    clock into the table, unless that is null.
+    """
+    _native()
+    signatures = (kind.replace("(", f"@{name}(", 1) for name, kind in _PROVIDED.items())
+    return "".join(f"declare {signature}\n" for signature in signatures)
 
 
 class _Team:

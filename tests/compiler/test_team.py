@@ -136,7 +136,7 @@ class Programs:
     """Runs the programs above; scripts in other processes use it too."""
 
     def __init__(self):
-        self.code = machine.load(team.SUPPORT + PROGRAMS, cached=False)
+        self.code = machine.load(team.support() + PROGRAMS, cached=False)
 
     def run(self, name, table, threads):
         return team.run(self.code.address(name), table.ctypes.data, threads)

@@ -100,6 +100,11 @@ def load(text: str, *, cached: bool = True) -> Code:
     return outcome[0]
 
 
+def provide(name: str, address: int) -> None:
+    """Let code that is loaded from now on call a function of this process by a name."""
+    _llvm().add_symbol(name, address)
+
+
 def cache_folder() -> Path | None:
     """The folder of compiled code: the environment variable PALTO_CACHE, else the user's cache.
 
