@@ -13,6 +13,7 @@ from palto.compiler import index as ix
 from palto.compiler import nests
 from palto.compiler.checks import checks_of, condition_error
 from palto.compiler.fuse import Fuser
+from palto.compiler.likeness import Kernels
 from palto.compiler.llvm import contract
 from palto.compiler.llvm.loops import Emitter, Kernel
 from palto.compiler.memory import Buffer
@@ -105,6 +106,7 @@ class Lowering:
         self._place_inputs()
         self._place_outputs(writes, [new for new, _ in updates])
         self._place_arena()
+        self._kernels = Kernels(self.stored, self._fuser.is_stored)
         self.steps = [self._step(nest) for nest in self._fuser.nests]
 
     # Buffers
@@ -218,10 +220,13 @@ class Lowering:
         kernel = None
         reads = [b for x, _ in nest.reads if (b := self.stored(x)) is not None]
         if not (isinstance(nest, Single) and nest.kind in ("library", "scan")):
-            emitter = Emitter(
-                self.stored, self._fuser.is_stored, set(writes), contract.Machine.host()
-            )
-            kernel = emitter.kernel(nest)
+
+            def write() -> Kernel:
+                machine = contract.Machine.host()
+                emitter = Emitter(self.stored, self._fuser.is_stored, set(writes), machine)
+                return emitter.kernel(nest)
+
+            kernel = self._kernels.of(nest, writes, write)
             known = {*reads, *writes}
             scratch = [b for _, _, b in kernel.arguments if b is not None and b not in known]
             reads += [b for b in scratch if b.role != "arena"]

@@ -74,7 +74,7 @@ class _Simplifier:
             results = self.copy(params["body"], arguments)
             self._known = outside
             return results
-        key = (primitive, _frozen(params), tuple(id(x) for x in arguments))
+        key = (primitive, frozen(params), tuple(id(x) for x in arguments))
         if key not in self._known:
             with scope(operation.scope):
                 rule = self._rules.get(primitive.name)
@@ -92,7 +92,8 @@ class _Simplifier:
         return self._known.setdefault(key, (tensor,))[0]
 
 
-def _frozen(params: dict[str, Any]) -> Any:
+def frozen(params: dict[str, Any]) -> Any:
+    """Parameters as a key; one that equals no other where they cannot be compared."""
     items = tuple(sorted(params.items(), key=lambda item: item[0]))
     try:
         hash(items)
