@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import os
 import time
 import weakref
@@ -43,6 +44,8 @@ class Native(Lowering):
         conditions: the numbers of outputs that must be true before a cell is written, with what
             is said otherwise.
         sizes: the names of the run-time sizes.
+        arguments: how many of the inputs, from the first, are other arrays at each call; by
+            default all.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Native(Lowering):
         writes: dict[int, int | None],
         conditions: dict[int, str],
         sizes: Sequence[str] = (),
+        arguments: int | None = None,
     ) -> None:
         started = time.perf_counter()
         self._debug = os.environ.get("PALTO_DEBUG", "") not in ("", "0")
@@ -66,13 +70,35 @@ class Native(Lowering):
             self._code.address(f"program{number}") for number in range(len(self._segments))
         ]
         self._arena = np.empty(self.arena_bytes + 2 * memory.ALIGNMENT, np.uint8)
-        start = self._arena.__array_interface__["data"][0]
+        start = memory.address_of(self._arena)
         self._start = start + -start % memory.ALIGNMENT
+        self._point(len(writes), arguments)
+
+    def _point(self, targets: int, arguments: int | None) -> None:
+        """Make the table; what stays where it is gets its pointer now, the rest at each call."""
+        count = len(self.graph.inputs)
+        #: The first place of each role among inputs, targets and outputs, side by side.
+        self._firsts = {"input": 0, "cell": count, "output": count + targets}
         self._pointers = np.zeros(SIZES + len(self._sizes) + len(self._table), np.uint64)
         self._pointers[ARENA] = self._start
-        self._address = self._pointers.__array_interface__["data"][0]
-        #: The array that each pointer of the table belongs to.
-        self._pointed: list[Callable[[], Array | None]] = [lambda: None] * len(self._table)
+        self._address = memory.address_of(self._pointers)
+        #: Of cells, whose arrays are mostly those of the last call: places, slots and weakly the
+        #: arrays. Of other arrays: slots and places.
+        self._lasting: list[int] = []
+        self._lasting_slots: list[int] = []
+        self._fresh: list[tuple[int, int]] = []
+        for slot, buffer in enumerate(self._table, SIZES + len(self._sizes)):
+            if buffer.role == "constant":
+                self._pointers[slot] = memory.address_of(self.constants[buffer.number])
+                continue
+            place = self._firsts[buffer.role] + buffer.number
+            is_given = arguments is None or place < arguments
+            if buffer.role == "output" or (buffer.role == "input" and is_given):
+                self._fresh.append((slot, place))
+            else:
+                self._lasting.append(place)
+                self._lasting_slots.append(slot)
+        self._pointed: list[Callable[[], Array | None]] = [lambda: None] * len(self._lasting)
 
     def _plan(self) -> None:
         found = {id(b): b for b in self.buffers()}
@@ -138,8 +164,15 @@ class Native(Lowering):
         return outputs
 
     def _shapes(self, sizes: Mapping[str, int]) -> list[tuple[Shape, DType]]:
+        if not sizes:
+            return self._fixed
+        return [(shape_at(shape, sizes), dtype) for shape, dtype in self._fixed]
+
+    @functools.cached_property
+    def _fixed(self) -> list[tuple[Shape, DType]]:
+        """The shapes of the results, at the greatest run-time sizes, and their dtypes."""
         found = [self.graph.outputs[number] for number in self.results]
-        return [(shape_at(x.shape, sizes) if sizes else x.shape, x.dtype) for x in found]
+        return [(x.shape, x.dtype) for x in found]
 
     def _run_guarded(
         self, inputs: Sequence[Array], targets: Sequence[Array], sizes: Mapping[str, int]
@@ -171,7 +204,7 @@ class Native(Lowering):
         ]
         self._arena[:] = _PATTERN
         self._execute(copies, into, outputs, sizes)
-        start = -self._arena.__array_interface__["data"][0] % memory.ALIGNMENT
+        start = self._start - memory.address_of(self._arena)
         free = np.ones(self._arena.shape, np.bool_)
         for buffer in {b for step in self.steps for b in (*step.reads, *step.writes)}:
             if buffer.role == "arena":
@@ -208,19 +241,18 @@ class Native(Lowering):
         sizes: Mapping[str, int],
         notes: Array | None = None,
     ) -> None:
-        arrays = {
-            "input": inputs, "output": outputs, "cell": targets, "constant": self.constants,
-        }  # fmt: skip
-        table, start = self._pointers, self._start
-        table[PROFILE] = 0 if notes is None else notes.__array_interface__["data"][0]
-        first = SIZES + len(self._sizes)
+        flat = [*inputs, *targets, *outputs]
+        table = self._pointers
+        table[PROFILE] = 0 if notes is None else memory.address_of(notes)
         for slot, name in enumerate(self._sizes, SIZES):
             table[slot] = sizes[name]
-        for slot, buffer in enumerate(self._table):
-            array = arrays[buffer.role][buffer.number]
-            if self._pointed[slot]() is not array:  # asking NumPy for an address takes long
-                table[first + slot] = array.__array_interface__["data"][0]
-                self._pointed[slot] = weakref.ref(array)
+        lasting = [flat[place] for place in self._lasting]
+        if not all(map(operator.is_, [known() for known in self._pointed], lasting)):
+            self._pointed = [weakref.ref(array) for array in lasting]
+            for slot, array in zip(self._lasting_slots, lasting, strict=True):
+                table[slot] = memory.address_of(array)
+        for slot, place in self._fresh:
+            table[slot] = memory.address_of(flat[place])
         address = self._address
         threads = team.thread_count()
         for number, function in enumerate(self._functions):
@@ -229,28 +261,24 @@ class Native(Lowering):
                 if failure is not None:
                     raise self.checks[failure.code].error(failure.value, sizes)
             if number < len(self._between):
-                self._run_from_python(self._between[number], arrays, start, sizes)
+                self._run_from_python(self._between[number], flat, sizes)
                 if notes is not None:
                     notes[self._between[number].nest.position + 1] = team.clock()
 
-    def _run_from_python(
-        self,
-        step: Step,
-        arrays: dict[str, Sequence[Array]],
-        start: int,
-        sizes: Mapping[str, int],
-    ) -> None:
+    def _run_from_python(self, step: Step, flat: Sequence[Array], sizes: Mapping[str, int]) -> None:
         nest = step.nest
         assert isinstance(nest, Single)
-        shift = start - self._arena.__array_interface__["data"][0]
+        shift = self._start - memory.address_of(self._arena)
 
         def view(x: Tensor) -> Array:
             buffer = self.stored(x)
             shape = shape_at(x.shape, sizes)
             if buffer is None:  # nobody reads this output
                 return np.empty(shape, x.dtype)
+            if buffer.role == "constant":
+                return self.constants[buffer.number]
             if buffer.role != "arena":
-                return arrays[buffer.role][buffer.number]
+                return flat[self._firsts[buffer.role] + buffer.number]
             low = shift + buffer.offset
             high = low + math.prod(shape) * x.dtype.itemsize
             return self._arena[low:high].view(x.dtype).reshape(shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from sys import getrefcount
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from palto.compiler import team
 from palto.compiler.native import Native
 from palto.compiler.trace import Recording
 from palto.tensor.graph import Array, Graph, Spec
-from palto.tensor.tensor import Cell
 
 #: Programs share cells, so one runs at a time in a process.
 _running = threading.RLock()
@@ -50,7 +50,7 @@ class Program:
         self._returned = returned
         self.argument_specs = [Spec(x.shape, x.dtype) for x in graph.inputs[:arguments]]
         self.greatest = greatest
-        self.native = Native(graph, writes, conditions, [*greatest])
+        self.native = Native(graph, writes, conditions, [*greatest], arguments)
 
     def run(
         self, arguments: Sequence[Array], sizes: Mapping[str, int] = MappingProxyType({})
@@ -58,7 +58,7 @@ class Program:
         """Run once.
 
         Args:
-            arguments: the argument tensors' values. They are not written to or kept.
+            arguments: the argument tensors' values, dense. They are not written to or kept.
             sizes: the run-time sizes.
 
         Returns:
@@ -70,9 +70,19 @@ class Program:
         recording = self._recording
         with _running:
             for cell in recording.writes:
-                _own(cell)
-            inputs = [np.ascontiguousarray(x).reshape(x.shape) for x in arguments]
-            inputs += [cell._leaf.array() for cell in self._reads]
+                leaf = cell._leaf
+                array: Any = leaf._value
+                if (
+                    getrefcount(leaf) > _ALONE
+                    or getrefcount(array) > _ALONE
+                    or array.base is not None
+                    or not array.flags.writeable
+                ):  # somebody else holds its value
+                    del leaf
+                    version = cell.version
+                    cell.store(array.copy())
+                    cell.version = version
+            inputs = [*arguments, *[cell._leaf.array() for cell in self._reads]]
             targets = [cell._leaf.array() for cell in recording.writes]
             outputs = self.native.run(inputs, targets, sizes)
             for cell in recording.writes:
@@ -115,20 +125,3 @@ class Program:
                 whole = time.perf_counter() - begun
                 found.append([*np.diff(notes) / team.cycles_per_second(), whole])
         return [float(min(times)) for times in zip(*found, strict=True)]
-
-
-def _own(cell: Cell) -> None:
-    """Give a cell an array of its own where somebody else holds its value."""
-    leaf = cell._leaf
-    array = leaf._value
-    assert array is not None
-    if (
-        sys.getrefcount(leaf) > _ALONE
-        or sys.getrefcount(array) > _ALONE
-        or array.base is not None
-        or not array.flags.writeable
-    ):
-        del leaf
-        version = cell.version
-        cell.store(array.copy())
-        cell.version = version
