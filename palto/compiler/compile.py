@@ -375,14 +375,18 @@ def _as_array(leaf: Any) -> Array | None:
                 "compiled function ends with it; detach() the argument, or call backward() or "
                 "palto.grad inside the compiled function"
             )
-        return leaf.array()
+        return _dense(leaf.array())
     if isinstance(leaf, float | complex):  # np.float64 among them: a Python number
         return None
     if isinstance(leaf, np.ndarray | np.generic):
         array = np.asarray(leaf)
         dtypes.as_dtype(array.dtype)
-        return np.ascontiguousarray(array).reshape(array.shape)
+        return _dense(array)
     return None
+
+
+def _dense(array: Array) -> Array:
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def _static_key(leaf: Any) -> Any:

@@ -242,7 +242,7 @@ class _Fit:
                     for xs in zip(*(o.inputs for o in operations), strict=True)
                 ]
                 params = {
-                    name: value if name == "statics" else
+                    name: value if name in ("statics", "gradient") else
                     self._value([o.params[name] for o in operations], named(old))
                     for name, value in old.params.items()
                 }  # fmt: skip

@@ -37,6 +37,10 @@ _CHEAP = (
 _REDUCTIONS = ("sum", "max", "min", "argmax", "window_max", "window_sum", "window_put")
 
 
+#: A tensor, what is computed at a place, where a part begins, and how many rows are reduced.
+Item = tuple[Tensor, Tensor, tuple[int, int] | None, int | None]
+
+
 def is_disjoint(operation: Operation) -> bool:
     """Whether it puts values back under windows that do not overlap: each pixel has one."""
     params = operation.params
@@ -81,11 +85,14 @@ class Fuser:
                 self._roots.discard(id(x))
         self._roots |= self._updates
         self._choose_roots()
+        #: What waits for somebody who reads it, to be computed there, by identity.
+        self._waiting: dict[int, Tensor] = {}
         closure = self._closure([*early, *(check.tensor for check in checks)])
         for operation in graph.operations:
             if operation.sequence in closure:
                 self._place(operation, early=True)
         for check in checks:
+            self._settle([check.tensor])
             self._append(check, early=True)
             self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
         for operation in graph.operations:
@@ -327,11 +334,14 @@ class Fuser:
             self._place_single(operation, "library", early)
         elif name == "scan":
             self._place_single(operation, "scan", early)
+        elif operation.is_again and id(outputs[0]) not in self._late:
+            self._waiting[id(outputs[0])] = outputs[0]
         else:
             self._place_map(operation.output(), early)
 
     def _place_product(self, product: Product, early: bool) -> None:
         out = product.result
+        self._settle([product.a.tensor, product.b.tensor])
         shape, variables = self._range(out.shape)
         group = Group(shape, variables, product=product)
         self._append(group, early=early)
@@ -356,6 +366,7 @@ class Fuser:
         else:
             for x in operation.inputs[1:] if kind == "update" else operation.inputs:
                 walk.visit(x, self._whole(x))
+        self._settle([tensor for tensor, _ in walk.reads])
         single = Single(operation, kind, variables, reduced)
         self._append(single, early=early)
         # What a loop of its own reads may lie anywhere.
@@ -395,24 +406,71 @@ class Fuser:
         reduce: bool = False,
     ) -> None:
         """Put a tensor, computed from `source` at the same place, into a nest."""
-        last = -1
-        for x, _ in self._reads(source, self._whole(source), inside=source is tensor):
-            home = self.home.get(id(x))
-            if home is not None:
-                last = max(last, home.position)
         rows = tensor.size if reduce else None
-        for nest in self.nests[max(last, 0) :]:
-            if not isinstance(nest, Group) or source.size == 0:
-                continue
-            if id(tensor) in self._late and nest.early:
-                continue
-            if self._try(nest, tensor, source, offset, rows):
+        one: Item = tensor, source, offset, rows
+        awaited = self._awaited(source, inside=source is tensor)
+        if awaited:
+            for x in awaited:
+                del self._waiting[id(x)]
+            if self._join_all([*((x, x, None, None) for x in awaited), one], early):
                 return
+            for x in awaited:
+                self._join_all([(x, x, None, None)], early)
+        if not self._join_all([one], early):
+            raise AssertionError(f"defect: {tensor.operation} fits no nest")
+
+    def _settle(self, tensors: Sequence[Tensor]) -> None:
+        """Compute what waits, as somebody needs it who cannot compute it on the way."""
+        for tensor in tensors if self._waiting else ():
+            for x, _ in self._reads(tensor, self._whole(tensor)):
+                if self._waiting.pop(id(x), None) is not None:
+                    self._join(x, x, early=False)
+
+    def _awaited(self, tensor: Tensor, *, inside: bool) -> list[Tensor]:
+        """What waits of all that a tensor needs, in the order of computation."""
+        found: dict[int, Tensor] = {}
+
+        def visit(x: Tensor, *, inside: bool) -> None:
+            for read, _ in self._reads(x, self._whole(x), inside=inside):
+                if id(read) in self._waiting and id(read) not in found:
+                    found[id(read)] = read
+                    visit(read, inside=True)
+
+        if self._waiting:
+            visit(tensor, inside=inside)
+        return sorted(found.values(), key=lambda x: x.operation.sequence if x.operation else 0)
+
+    def _join_all(self, items: Sequence[Item], early: bool) -> bool:
+        """Put tensors into the first nest that takes them all."""
+        last, own = -1, {id(tensor) for tensor, *_ in items}
+        for tensor, source, *_ in items:
+            for x, _ in self._reads(source, self._whole(source), inside=source is tensor):
+                home = self.home.get(id(x)) if id(x) not in own or x is tensor else None
+                if home is not None:
+                    last = max(last, home.position)
+        is_late = any(id(tensor) in self._late for tensor, *_ in items)
+        _, source, *_ = items[-1]
+        for nest in self.nests[max(last, 0) :]:
+            if not isinstance(nest, Group) or source.size == 0 or (is_late and nest.early):
+                continue
+            if self._try_all(nest, items):
+                return True
         shape, variables = self._range(source.shape)
         group = Group(shape, variables)
         self._append(group, early=early)
-        if not self._try(group, tensor, source, offset, rows):
-            raise AssertionError(f"defect: {tensor.operation} fits no nest")
+        if self._try_all(group, items):
+            return True
+        self.nests.pop()
+        return False
+
+    def _try_all(self, group: Group, items: Sequence[Item]) -> bool:
+        members, reads, rows, homes = [*group.members], [*group.reads], group.rows, dict(self.home)
+        for item in items:
+            if not self._try(group, *item):
+                if len(items) > 1:
+                    group.members, group.reads, group.rows, self.home = members, reads, rows, homes
+                return False
+        return True
 
     def _try(
         self,

@@ -17,7 +17,7 @@ from palto.compiler.likeness import Kernels
 from palto.compiler.llvm import contract
 from palto.compiler.llvm.loops import Emitter, Kernel
 from palto.compiler.memory import Buffer
-from palto.compiler.nests import Check, Group, Nest, Single
+from palto.compiler.nests import Check, Group, Member, Nest, Single
 from palto.compiler.prepare import RULES
 from palto.compiler.simplify import simplify
 from palto.tensor.graph import Array, Graph, Operation
@@ -106,6 +106,7 @@ class Lowering:
         self._place_inputs()
         self._place_outputs(writes, [new for new, _ in updates])
         self._place_arena()
+        self._share_rows()
         self._kernels = Kernels(self.stored, self._fuser.is_stored)
         self.steps = [self._step(nest) for nest in self._fuser.nests]
 
@@ -175,6 +176,48 @@ class Lowering:
                 if home is not nest or isinstance(nest, Single) or self._is_read_later(nest, x):
                     self._buffers[id(x)] = Buffer(x.shape, x.dtype, "arena")
 
+    def _share_rows(self) -> None:
+        """Let what only later passes over a row read lie where the row's result comes to lie."""
+        readers: dict[int, set[int]] = {}
+        for nest in self._fuser.nests:
+            for x, _ in nest.reads:
+                readers.setdefault(id(x), set()).add(nest.position)
+        for nest in self._fuser.nests:
+            if not isinstance(nest, Group) or nest.rows is None:
+                continue
+            taken: set[int] = set()
+            for member in nest.members:
+                x = member.tensor
+                buffer = self._buffers.get(id(x))
+                is_own = buffer is not None and buffer.role == "arena" and member.kind == "map"
+                if not is_own or readers.get(id(x)) != {nest.position}:
+                    continue
+                last = max(m.phase for m in nest.members if self._reads(m, x))
+                for other in nest.members:
+                    home = self._buffers.get(id(other.tensor))
+                    if (
+                        home is not None
+                        and home is not buffer
+                        and home.role in ("arena", "output")
+                        and id(home) not in taken
+                        and other.kind == "map"
+                        and other.source is other.tensor
+                        and other.phase >= last > member.phase
+                        and other.tensor.shape == x.shape
+                        and other.tensor.dtype == x.dtype
+                    ):
+                        # Each element is read before the result's is written in its place.
+                        self._buffers[id(x)] = home
+                        taken.add(id(home))
+                        break
+
+    def _reads(self, member: Member, x: Tensor) -> bool:
+        """Whether a member of a group reads a tensor."""
+        walk = nests.Walk(self._fuser.is_stored)
+        at = [ix.of(v) for v in nests.variables("w", member.source.shape)]
+        walk.visit(member.source, at, inside=member.source is member.tensor)
+        return any(tensor is x for tensor, _ in walk.reads)
+
     def _is_read_later(self, nest: Nest, x: Tensor) -> bool:
         """Whether a later pass of a group reads what an earlier one computes for each place."""
         if not isinstance(nest, Group):
@@ -182,14 +225,7 @@ class Lowering:
         mine = next((m for m in nest.members if m.tensor is x), None)
         if mine is None or mine.kind != "map":
             return False
-        for member in nest.members:
-            if member.phase > mine.phase:
-                walk = nests.Walk(self._fuser.is_stored)
-                at = [ix.of(v) for v in nests.variables("w", member.source.shape)]
-                walk.visit(member.source, at, inside=member.source is member.tensor)
-                if any(tensor is x for tensor, _ in walk.reads):
-                    return True
-        return False
+        return any(m.phase > mine.phase and self._reads(m, x) for m in nest.members)
 
     def is_stored(self, x: Tensor) -> bool:
         """Whether steps read a tensor, and do not compute it on their way."""

@@ -46,7 +46,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return F.where(x > 0, x, alpha * F.expm1(F.where(x > 0, 0.0, x)))
 
 
-@composite
+@composite(recompute=True)
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """X times the probability that a standard normal number is below x.
 
@@ -70,7 +70,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return 0.5 * x * (1 + tanh(inner))
 
 
-@composite
+@composite(recompute=True)
 def silu(x: Tensor) -> Tensor:
     """X * sigmoid(x), also called swish (Elfwing, Uchibe and Doya, 2017)."""
     x = F.asarray(x)
@@ -130,7 +130,12 @@ def maxout(x: Tensor, pieces: int = 2) -> Tensor:
     return F.max(F.reshape(x, (*x.shape[:-1], x.shape[-1] // pieces, pieces)), axis=-1)
 
 
-@composite
+def softmax_gradient(result: Tensor, grad: Tensor, axis: int = -1) -> Tensor:
+    """The gradient of :func:`softmax` from its result alone."""
+    return result * (grad - F.sum(grad * result, axis, keepdims=True))
+
+
+@composite(gradient=softmax_gradient)
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp(x_i) / sum of exp(x_j) along `axis`: any numbers to probabilities."""
     x = F.asarray(x)

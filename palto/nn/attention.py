@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from palto.nn import init
+from palto.nn.activations import softmax, softmax_gradient
 from palto.nn.dropout import dropout
 from palto.nn.linear import Linear, linear
 from palto.nn.module import Module, Parameter
@@ -67,6 +68,15 @@ def scaled_dot_product_attention(
     return attention(query, key, value, mask, keep, is_causal, scale)
 
 
+@composite(gradient=softmax_gradient)
+def _masked_softmax(scores: Tensor) -> Tensor:
+    """Along the last axis; zeros where all scores are -infinity."""
+    top = F.detach(F.max(scores, -1, keepdims=True))
+    weights = F.exp(scores - F.where(top == -math.inf, 0.0, top))
+    total = F.sum(weights, -1, keepdims=True)
+    return weights / F.where(total == 0, 1.0, total)
+
+
 @composite
 def attention(
     query: Tensor,
@@ -81,7 +91,7 @@ def attention(
 
     `keep` is what dropout multiplies the weights by: shape (..., heads, L, S), or None.
     """
-    scores = F.matmul(query * scale, key.mT)
+    scores = F.matmul(query, key.mT) * scale
     if is_causal:
         rows, columns = scores.shape[-2:]
         place = F.iota((rows, columns), 1) - F.iota((rows, columns), 0)
@@ -90,10 +100,7 @@ def attention(
         mask = F.asarray(mask)
         is_bool = mask.dtype == dtypes.bool
         scores = F.where(mask, scores, -math.inf) if is_bool else scores + mask
-    top = F.detach(F.max(scores, -1, keepdims=True))
-    weights = F.exp(scores - F.where(top == -math.inf, 0.0, top))
-    total = F.sum(weights, -1, keepdims=True)
-    weights = weights / F.where(total == 0, 1.0, total)
+    weights = softmax(scores) if mask is None else _masked_softmax(scores)
     if keep is not None:
         weights = weights * keep
     return F.matmul(weights, value)

@@ -59,7 +59,9 @@ class Primitive:
 class Operation:
     """A primitive applied to inputs."""
 
-    __slots__ = ("_outputs", "_saved", "inputs", "params", "primitive", "scope", "sequence")
+    __slots__ = (
+        "_outputs", "_saved", "inputs", "is_again", "params", "primitive", "scope", "sequence",
+    )  # fmt: skip
 
     def __init__(
         self, primitive: Primitive, inputs: tuple[Tensor, ...], params: dict[str, Any]
@@ -69,6 +71,8 @@ class Operation:
         self.params = params
         #: The layers inside which this was applied, outermost first.
         self.scope = _state.scope
+        #: Whether backprop computes here again what it did not keep.
+        self.is_again = False
         #: Grows along every path of the graph.
         self.sequence = next(_sequence)
         # A tensor holds its operation; weak references the other way leave no cycle, so memory

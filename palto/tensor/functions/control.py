@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from palto.tensor.graph import current_trace
 from palto.tensor.primitives import control as rows
@@ -14,18 +14,53 @@ from palto.tensor.tree import flatten, rebuild
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def composite(function: Function) -> Function:
+@overload
+def composite(function: Function, /) -> Function: ...
+@overload
+def composite(
+    *, recompute: bool = False, gradient: Callable[..., Tensor] | None = None
+) -> Callable[[Function], Function]: ...
+def composite(
+    function: Function | None = None,
+    /,
+    *,
+    recompute: bool = False,
+    gradient: Callable[..., Tensor] | None = None,
+) -> Any:
     """Keep a function of tensors together in traces, under its own name.
 
     Run at once, the function just runs. In a trace it becomes one operation with the function's
     graph as its body, so that a compiler can schedule a softmax as a softmax.
-    """
 
+    Args:
+        function: the function.
+        recompute: backprop computes its inside again instead of keeping it: for what is elementwise
+            and has more intermediate results than inputs.
+        gradient: for a function of one tensor, `x`, and other values, a better gradient in traces
+            than that of its body: from the result, the result's gradient, and the other values.
+    """
+    if function is None:
+        return functools.partial(_composite, recompute=recompute, gradient=gradient)
+    return _composite(function, recompute=recompute, gradient=gradient)
+
+
+def _composite(
+    function: Function, *, recompute: bool, gradient: Callable[..., Tensor] | None
+) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if current_trace() is None:
             return function(*args, **kwargs)
-        return _as_operation(function.__name__, function, args, kwargs, recompute=False)
+        formula = None
+        if gradient is not None and isinstance(args[0], Tensor):
+            others = args[1:]
+
+            def formula(x: Tensor, result: Tensor, grad: Tensor) -> Tensor:
+                return gradient(result, grad, *others, **kwargs)
+
+        return _as_operation(
+            function.__name__, function, args, kwargs, recompute=recompute, gradient=formula
+        )
 
     return cast(Function, call)
 
@@ -54,6 +89,7 @@ def _as_operation(
     kwargs: dict[str, Any],
     *,
     recompute: bool,
+    gradient: Callable[..., Tensor] | None = None,
 ) -> Any:
     leaves, tree = flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -74,7 +110,9 @@ def _as_operation(
         found[:] = [shape]
         return outputs
 
-    results = rows.call(name, body, tensors, {"leaves": tuple(statics)}, recompute=recompute)
+    results = rows.call(
+        name, body, tensors, {"leaves": tuple(statics)}, recompute=recompute, gradient=gradient
+    )
     return rebuild(found[0], results)
 
 

@@ -70,6 +70,7 @@ def call(
     statics: dict[str, Any],
     *,
     recompute: bool = False,
+    gradient: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Apply `function` as one operation. Cells it assigns are assigned after it.
 
@@ -79,12 +80,15 @@ def call(
         inputs: the tensors.
         statics: what else it was called with, for whoever schedules it.
         recompute: backprop computes its inside again instead of keeping it.
+        gradient: for a function of one tensor and one result, the gradient by a formula of its
+            own: from the tensor, the result and the result's gradient.
     """
     body = trace_body(function, inputs)
     operands = (*inputs, *body.captured)
     outputs: tuple[Tensor, ...] = apply(
-        composite, *operands, name=name, body=body.graph, statics=statics, recompute=recompute
-    )
+        composite, *operands, name=name, body=body.graph, statics=statics, recompute=recompute,
+        gradient=gradient,
+    )  # fmt: skip
     for output, inner in zip(outputs, body.graph.outputs, strict=True):
         output.requires_grad = output.requires_grad and inner.requires_grad
     count = len(outputs) - len(body.assigned)
@@ -104,6 +108,16 @@ def _composite_gradient(operation: Operation, *grads: Tensor | None) -> Gradient
     wanted = [i for i, x in enumerate(operation.inputs) if x.requires_grad]
     used = [i for i, g in enumerate(grads) if g is not None]
     count = len(operation.inputs)
+
+    formula = operation.params["gradient"]
+    if formula is not None:
+        tensors = (*operation.inputs, operation.output(), *(g for g in grads if g is not None))
+        return call(
+            f"{operation.params['name']}.gradient",
+            lambda *tensors: [formula(*tensors)],
+            tensors,
+            operation.params["statics"],
+        )
 
     def backward(*tensors: Tensor) -> list[Tensor]:
         inputs, incoming = tensors[:count], tensors[count:]
@@ -134,8 +148,8 @@ def _body_flops(graph: Graph) -> int:
 
 composite = Primitive(
     "composite",
-    lambda *inputs, name, body, statics, recompute: _specs(body),
-    lambda *arrays, name, body, statics, recompute: body.evaluate(*arrays),
+    lambda *inputs, body, **others: _specs(body),
+    lambda *arrays, body, **others: body.evaluate(*arrays),
     _composite_gradient,
     flops=lambda op: _body_flops(op.params["body"]),
 )
