@@ -47,15 +47,22 @@ class Variable:
 class Index:
     """``constant + sum of coefficient * variable``."""
 
-    __slots__ = ("constant", "key", "terms")
+    __slots__ = ("_key", "constant", "terms")
 
     def __init__(
         self, constant: int = 0, terms: dict[str, tuple[Variable, int]] | None = None
     ) -> None:
         self.constant = constant
         self.terms = terms or {}
-        parts = [f"{c}*{key}" for key, (_, c) in sorted(self.terms.items())]
-        self.key = "+".join([*parts, str(constant)])
+        self._key: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal sums."""
+        if self._key is None:
+            parts = [f"{self.terms[key][1]}*{key}" for key in sorted(self.terms)]
+            self._key = "+".join([*parts, str(self.constant)])
+        return self._key
 
     def __repr__(self) -> str:
         return self.key

@@ -175,8 +175,10 @@ class Size(int):
 
 def bounds(x: int) -> tuple[int, int]:
     """Numbers that a size is never below and never above."""
+    if not isinstance(x, Size):
+        return x, x
     low = high = 0
-    for atoms, factor in _terms(x).items():
+    for atoms, factor in x.terms.items():
         least = math.prod(atom.low for atom in atoms)
         most = math.prod(atom.high for atom in atoms)
         low += factor * (least if factor > 0 else most)
@@ -186,6 +188,8 @@ def bounds(x: int) -> tuple[int, int]:
 
 def is_surely_less(x: int, y: int) -> bool:
     """Whether x < y for all sizes."""
+    if type(x) is int and type(y) is int:
+        return x < y
     return bounds(y - x)[0] > 0
 
 

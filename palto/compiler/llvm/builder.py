@@ -20,7 +20,7 @@ FLOATS = ("float", "double")
 _SIZES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4, "double": 8}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes three times as long to make
 class Value:
     """A register or a constant.
 
@@ -190,15 +190,14 @@ class Function:
 
     def pure(self, text: str, operands: Sequence[Value], kind: str, lanes: int = 1) -> Value:
         """An operation without side effects, `{0}`, `{1}` ... standing for its operands' names."""
-        level = max((x.level for x in operands), default=0)
-        frame = self._frames[level]
-        key = (text, *(x.text for x in operands))
-        for outer in self._frames[: level + 1]:
-            if key in outer.known:
-                return outer.known[key]
-        result = self.name(kind, lanes, level)
-        frame.lines.append(f"  {result.text} = {text.format(*(x.text for x in operands))}")
-        frame.known[key] = result
+        level = max([x.level for x in operands]) if operands else 0
+        frame = self._frames[level]  # the only one where it can be known
+        texts = [x.text for x in operands]
+        key = (text, *texts)
+        result = frame.known.get(key)
+        if result is None:
+            result = frame.known[key] = self.name(kind, lanes, level)
+            frame.lines.append(f"  {result.text} = {text.format(*texts)}")
         return result
 
     def line(self, text: str) -> None:
@@ -207,7 +206,7 @@ class Function:
 
     def same_lanes(self, *values: Value) -> list[Value]:
         """The values with as many lanes as the widest of them has."""
-        lanes = max(x.lanes for x in values)
+        lanes = max([x.lanes for x in values])
         return [self.broadcast(x, lanes) for x in values]
 
     def broadcast(self, x: Value, lanes: int) -> Value:
@@ -225,7 +224,8 @@ class Function:
 
     def binary(self, op: str, a: Value, b: Value) -> Value:
         """``add``, ``fmul``, ``and`` ...: an instruction of two operands of one type."""
-        a, b = self.same_lanes(a, b)
+        if a.lanes != b.lanes:
+            a, b = self.same_lanes(a, b)
         if op in ("add", "sub", "mul") and a.type == "i64" and a.lanes == 1:
             folded = self._folded(op, a, b)
             if folded is not None:
