@@ -158,7 +158,7 @@ def _alexnet() -> Workload:
 
 # --- GPT -----------------------------------------------------------------------------------------
 
-_TOKENS, _TIME, _WIDTH, _HEADS, _LAYERS, _TEXTS = 256, 128, 192, 6, 4, 16
+_TOKENS, _TIME, _WIDTH, HEADS, _LAYERS, _TEXTS = 256, 128, 192, 6, 4, 16
 
 
 def _gpt() -> Workload:
@@ -173,7 +173,7 @@ def _gpt() -> Workload:
         name="gpt",
         title=f"GPT, {_LAYERS} layers, width {_WIDTH}, {_TIME} tokens, batch {_TEXTS}",
         batch=batch,
-        palto_model=lambda: nn.models.gpt(_TOKENS, _TIME, _WIDTH, _HEADS, _LAYERS),
+        palto_model=lambda: nn.models.gpt(_TOKENS, _TIME, _WIDTH, HEADS, _LAYERS),
         torch_model=_torch_gpt,
         multiply_adds=[*(layer * _LAYERS), rows * _WIDTH * _TOKENS],
         first_has_gradient=True,
@@ -194,7 +194,7 @@ def _torch_gpt(torch: Any) -> Any:
             count, time, _ = x.shape
             joined = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
             query, key, value = (
-                part.view(count, time, _HEADS, _WIDTH // _HEADS).transpose(1, 2)
+                part.view(count, time, HEADS, _WIDTH // HEADS).transpose(1, 2)
                 for part in joined.split(_WIDTH, dim=2)
             )
             y = functional.scaled_dot_product_attention(query, key, value, is_causal=True)

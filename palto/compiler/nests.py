@@ -213,10 +213,10 @@ class Walk:
         if key in self._seen:
             return
         self._seen.add(key)
+        for i in at:
+            self._elements(i)
         if self.is_stored(x) and not inside:
             self.reads.append((x, tuple(at)))
-            for i in at:
-                self._elements(i)
             return
         operation = x.operation
         assert operation is not None

@@ -1197,6 +1197,20 @@ def past_the_image(x):
     return palto.grad(lambda y: palto.sum(palto.tanh(palto.conv(y, kernel, **sizes))))(x)
 
 
+def before_a_scan(x):
+    """A gradient taken at places that a sort finds, beside what must be ready for a scan."""
+
+    def loss(x):
+        ordered = palto.sort(x)
+        place = palto.astype(palto.abs(x[:1]) >= 0, palto.int64)
+        updated = palto.dynamic_update_slice(ordered, palto.ones((1,)), place)
+        return palto.sum(updated), ordered - 1
+
+    slope, less = palto.grad(loss, has_aux=True)(x)
+    last, _ = palto.scan(lambda s, y: (s * 0.9 + y, {}), palto.zeros(()), less + 1)
+    return palto.stack([slope, less, less * 0 + last])
+
+
 @pytest.mark.parametrize(
     ("function", "shape"),
     [
@@ -1204,8 +1218,15 @@ def past_the_image(x):
         (lambda x: palto.prod(palto.tanh(x) + 1.2, 1), (0, 3, 1, 2)),
         (joined, (2,)),
         (past_the_image, (1, 1, 1, 5)),
+        (before_a_scan, (5,)),
     ],
-    ids=["concat of nothing", "product of nothing", "half of a concat", "all cropped"],
+    ids=[
+        "concat of nothing",
+        "product of nothing",
+        "half of a concat",
+        "all cropped",
+        "taken from an update",
+    ],
 )
 def test_what_random_graphs_found(function, shape):
     x = numbers("float32", shape)

@@ -1,0 +1,140 @@
+"""One side of the comparison in a process of its own, that steps when it is told to.
+
+    python benchmarks/side.py "JAX (jit)" fully_connected 2
+
+It says in JSON what it costs to start and which losses it finds, and then, for each line with a
+number of seconds on its input, how long steps took in a turn of about that length.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+#: Steps in one call where a side can have many (JAX's scan).
+SCANNED = {"fully_connected": 50}
+#: Steps in one call of the larger workloads.
+FEW = 3
+
+#: Sides by name: from the workload and the threads to a call of some steps, and how many they are.
+Made = tuple[Callable[[], float], int]
+
+
+def _palto(workload: Any, threads: int) -> Made:
+    from workloads import PaltoStep
+
+    import palto
+
+    palto.set_num_threads(threads)
+    return PaltoStep(workload), 1
+
+
+def _torch(**way: bool) -> Callable[[Any, int], Made]:
+    def make(workload: Any, threads: int) -> Made:
+        import torch
+        from workloads import TorchStep, weights_of
+
+        torch.set_num_threads(threads)
+        return TorchStep(torch, workload, weights_of(workload), **way), 1
+
+    return make
+
+
+def _jax(*, scans: bool) -> Callable[[Any, int], Made]:
+    def make(workload: Any, threads: int) -> Made:
+        from functional import jax_step
+
+        repeats = SCANNED.get(workload.name, FEW) if scans else 1
+        return jax_step(workload, repeats=repeats), repeats
+
+    return make
+
+
+def _tensorflow(*, compiled: bool) -> Callable[[Any, int], Made]:
+    def make(workload: Any, threads: int) -> Made:
+        from functional import tensorflow_step
+
+        return tensorflow_step(workload, threads, compiled=compiled), 1
+
+    return make
+
+
+#: What a side's framework is called when it is imported.
+MODULES = {"Palto": "palto", "PyTorch": "torch", "JAX": "jax", "TensorFlow": "tensorflow"}
+SIDES: dict[str, Callable[[Any, int], Made]] = {
+    "Palto": _palto,
+    "PyTorch (eager)": _torch(),
+    "PyTorch (fused Adam)": _torch(fused=True),
+    "PyTorch (channels_last, fused Adam)": _torch(channels_last=True, fused=True),
+    "PyTorch (compile, fused Adam)": _torch(compiled=True, fused=True),
+    "PyTorch (compile, channels_last, fused Adam)": _torch(
+        compiled=True, channels_last=True, fused=True
+    ),
+    "JAX (jit)": _jax(scans=False),
+    "JAX (scan)": _jax(scans=True),
+    "TensorFlow (tf.function)": _tensorflow(compiled=False),
+    "TensorFlow (tf.function, XLA)": _tensorflow(compiled=True),
+}
+
+
+def peak_memory() -> float:
+    """The most memory that this process ever held, in MB."""
+    try:
+        with open("/proc/self/status") as file:  # what getrusage says began before this program
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["VmHWM"].split()[0]) / 1024
+    except (OSError, KeyError):
+        unit = 2**20 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main() -> None:
+    """Make the step, say what it costs, then take turns."""
+    name, workload_name, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    say = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever the libraries print is no answer
+    if hasattr(os, "sched_setaffinity"):  # the libraries make as many threads as there are CPUs
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    from workloads import WORKLOADS
+
+    import_module(MODULES[name.partition(" ")[0]])
+    before = peak_memory()
+    step, repeats = SIDES[name](WORKLOADS[workload_name], threads)
+    times, losses = [], []
+    for _ in range(3):
+        begun = time.perf_counter()
+        losses.append(step())
+        times.append(time.perf_counter() - begun)
+    compile_seconds = max(times[0] - min(times[1:]), 0.0)
+    answer = {
+        "losses": losses, "repeats": repeats, "seconds": min(times) / repeats,
+        "compile": compile_seconds, "memory": peak_memory() - before,
+    }  # fmt: skip
+    print(json.dumps(answer), file=say)
+    for line in sys.stdin:
+        gc.collect()
+        step()  # wakes the threads and fills the caches
+        found = []
+        end = time.perf_counter() + float(line)
+        while not found or time.perf_counter() + found[-1] * repeats < end:
+            begun = time.perf_counter()
+            step()
+            found.append((time.perf_counter() - begun) / repeats)
+        print(json.dumps(found), file=say)
+
+
+if __name__ == "__main__":
+    for variable in ("OPENBLAS_CORETYPE", "PALTO_THREADS"):  # slow NumPy; go before what is asked
+        os.environ.pop(variable, None)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = sys.argv[3]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()
