@@ -256,7 +256,7 @@ def main() -> None:
     options = parser.parse_args()
     missing = [name for name in options.peers if find_spec(MODULES[name]) is None]
     if missing:
-        say(f"{' and '.join(missing)} not installed, so left out (make bench installs PyTorch)")
+        say(f"{' and '.join(missing)} not installed, so left out (make bench installs the peers)")
     options.peers = [name for name in options.peers if name not in missing]
     for name in options.workload:
         measure(WORKLOADS[name], options)
