@@ -312,7 +312,8 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
         kind = "map" if nest.rows is None else "rows"
         shape, first = nest.shape, nest.outputs[0]
         if nest.product is not None:
-            kind, shape = nest.product.operation.primitive.name, nest.product.result.shape
+            kind, first = nest.product.operation.primitive.name, nest.product.result
+            shape = first.shape
             summed = math.prod(v.length for v in nest.product.summed)
         else:
             summed = 1 if nest.rows is None else math.prod(nest.shape[nest.rows :])

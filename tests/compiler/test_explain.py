@@ -269,3 +269,17 @@ def test_what_the_machine_can_do(monkeypatch):
         assert explaining.copy_peak(2) > 0.01
     finally:
         explaining.copy_peak.cache_clear()
+
+
+def test_products_that_comparisons_come_after():
+    """The dtype is the product's own, whatever is computed from it in registers."""
+    layer = nn.Linear(40, 50)
+    slope = palto.compile(
+        palto.grad(lambda x: palto.sum(layer(nn.functional.gelu(layer2(x), approximate="tanh"))))
+    )
+    layer2 = nn.Linear(40, 40)
+    found = slope.explain(np.ones((30, 40), np.float32))
+    products = [row for row in found.rows if row.kind == "matmul"]
+    assert products
+    assert all(row.dtype == "float32" for row in products)
+    assert any("less" in row.primitives for row in products)
