@@ -197,7 +197,8 @@ def tensorflow_step(workload: Workload, threads: int, *, compiled: bool) -> Call
             mean, square = moments[name]
             tf.raw_ops.ResourceApplyAdam(
                 var=weight.handle, m=mean.handle, v=square.handle, beta1_power=MEAN**count,
-                beta2_power=SQUARE**count, lr=RATE, beta1=MEAN, beta2=SQUARE, epsilon=EPS,
+                beta2_power=SQUARE**count, lr=RATE, beta1=MEAN, beta2=SQUARE,
+                epsilon=EPS * tf.sqrt(1 - SQUARE**count),  # it is added before the correction
                 grad=tf.convert_to_tensor(grad),
             )  # fmt: skip
         return loss
