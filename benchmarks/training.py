@@ -184,12 +184,16 @@ HEADINGS = (
 )  # fmt: skip
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+
+
 def row(side: Side, threads: int, ours: Side, workload: Workload, peak: float) -> list[str]:
     """One line of the table."""
     rate = workload.flops / side.median / 1e9
     warm = "" if side.warm is None else f" / {side.warm:.2f}"
     return [
-        str(threads), side.name, f"{1000 * side.median:.3g}", f"{1000 * min(side.times):.3g}",
+        str(threads), side.name, _milliseconds(side.median), _milliseconds(min(side.times)),
         f"{side.median / ours.median:.2f}", f"{rate:.1f}", f"{100 * rate / peak:.0f} %",
         f"{side.compile:.2f}{warm} s", f"{side.memory:.0f} MB",
     ]  # fmt: skip
