@@ -23,7 +23,7 @@ SCANNED = {"fully_connected": 50}
 #: Steps in one call of the larger workloads.
 FEW = 3
 
-#: Sides by name: from the workload and the threads to a call of some steps, and how many they are.
+#: A call of some steps, and how many they are.
 Made = tuple[Callable[[], float], int]
 
 
@@ -68,6 +68,7 @@ def _tensorflow(*, compiled: bool) -> Callable[[Any, int], Made]:
 
 #: What a side's framework is called when it is imported.
 MODULES = {"Palto": "palto", "PyTorch": "torch", "JAX": "jax", "TensorFlow": "tensorflow"}
+#: From a side's name to what makes its step, of a workload and a number of threads.
 SIDES: dict[str, Callable[[Any, int], Made]] = {
     "Palto": _palto,
     "PyTorch (eager)": _torch(),

@@ -2,7 +2,7 @@
 
 The function is traced at large sizes, at one less along each, and once more in the middle. The
 graphs must be the same but for whole numbers (lengths, starts, constants); each is taken for the
-product-wise linear function through its values, and must follow it in the middle, too.
+multilinear function through its values, and must follow it in the middle, too.
 """
 
 from __future__ import annotations

@@ -55,7 +55,6 @@ class Fuser:
     Args:
         graph: its outputs are copies (`detach`) or computed by operations of their own.
         checks: how many nests of checks there must be before the first cell is written.
-        early: the tensors that decide whether cells may be written.
         early: other tensors that must be there before the first cell is written.
         late: the outputs that may be written straight into cells.
         updates: results of `dynamic_update_slice` that are written into what they update.
@@ -92,7 +91,7 @@ class Fuser:
             if operation.sequence in closure:
                 self._place(operation, early=True)
         for check in checks:
-            self._settle([check.tensor])
+            self._settle([check.tensor], early=True)
             self._append(check, early=True)
             self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
         for operation in graph.operations:
@@ -334,14 +333,14 @@ class Fuser:
             self._place_single(operation, "library", early)
         elif name == "scan":
             self._place_single(operation, "scan", early)
-        elif operation.is_again and id(outputs[0]) not in self._late:
+        elif operation.is_recomputed and id(outputs[0]) not in self._late:
             self._waiting[id(outputs[0])] = outputs[0]
         else:
             self._place_map(operation.output(), early)
 
     def _place_product(self, product: Product, early: bool) -> None:
         out = product.result
-        self._settle([product.a.tensor, product.b.tensor])
+        self._settle([product.a.tensor, product.b.tensor], early=early)
         shape, variables = self._range(out.shape)
         group = Group(shape, variables, product=product)
         self._append(group, early=early)
@@ -366,7 +365,7 @@ class Fuser:
         else:
             for x in operation.inputs[1:] if kind == "update" else operation.inputs:
                 walk.visit(x, self._whole(x))
-        self._settle([tensor for tensor, _ in walk.reads])
+        self._settle([tensor for tensor, _ in walk.reads], early=early)
         single = Single(operation, kind, variables, reduced)
         self._append(single, early=early)
         # What a loop of its own reads may lie anywhere.
@@ -419,12 +418,12 @@ class Fuser:
         if not self._join_all([one], early):
             raise AssertionError(f"defect: {tensor.operation} fits no nest")
 
-    def _settle(self, tensors: Sequence[Tensor]) -> None:
+    def _settle(self, tensors: Sequence[Tensor], *, early: bool) -> None:
         """Compute what waits, as somebody needs it who cannot compute it on the way."""
         for tensor in tensors if self._waiting else ():
             for x, _ in self._reads(tensor, self._whole(tensor)):
                 if self._waiting.pop(id(x), None) is not None:
-                    self._join(x, x, early=False)
+                    self._join(x, x, early)
 
     def _awaited(self, tensor: Tensor, *, inside: bool) -> list[Tensor]:
         """What waits of all that a tensor needs, in the order of computation."""
@@ -442,10 +441,10 @@ class Fuser:
 
     def _join_all(self, items: Sequence[Item], early: bool) -> bool:
         """Put tensors into the first nest that takes them all."""
-        last, own = -1, {id(tensor) for tensor, *_ in items}
+        last = -1
         for tensor, source, *_ in items:
             for x, _ in self._reads(source, self._whole(source), inside=source is tensor):
-                home = self.home.get(id(x)) if id(x) not in own or x is tensor else None
+                home = self.home.get(id(x))  # none yet for what is among the items
                 if home is not None:
                     last = max(last, home.position)
         is_late = any(id(tensor) in self._late for tensor, *_ in items)
@@ -464,13 +463,14 @@ class Fuser:
         return False
 
     def _try_all(self, group: Group, items: Sequence[Item]) -> bool:
-        members, reads, rows, homes = [*group.members], [*group.reads], group.rows, dict(self.home)
-        for item in items:
-            if not self._try(group, *item):
-                if len(items) > 1:
-                    group.members, group.reads, group.rows, self.home = members, reads, rows, homes
-                return False
-        return True
+        """Put all of them into a group, or none."""
+        if len(items) == 1:
+            return self._try(group, *items[0])
+        before = [*group.members], [*group.reads], group.rows, dict(self.home)
+        if all(self._try(group, *item) for item in items):
+            return True
+        group.members, group.reads, group.rows, self.home = before
+        return False
 
     def _try(
         self,

@@ -39,10 +39,8 @@ class Native(Lowering):
 
     Args:
         graph: what to compute.
-        writes: for each output that a cell takes, its number and the number of the input that is
-            the cell's old value, or None.
-        conditions: the numbers of outputs that must be true before a cell is written, with what
-            is said otherwise.
+        writes: see `Lowering`.
+        conditions: see `Lowering`.
         sizes: the names of the run-time sizes.
         arguments: how many of the inputs, from the first, are other arrays at each call; by
             default all.

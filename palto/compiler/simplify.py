@@ -48,7 +48,7 @@ class _Simplifier:
         self._inline = inline
         self._rules = rules
         self._known: dict[Any, Sequence[Tensor]] = {}
-        self._is_again = False
+        self._is_recomputed = False
 
     def copy(self, graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Apply the graph's operations to other inputs, each kind of result once."""
@@ -69,12 +69,12 @@ class _Simplifier:
         if primitive is elementwise.detach:
             return arguments
         if primitive is control.composite and self._inline:
-            outside, was_again = self._known, self._is_again
+            outside, was_again = self._known, self._is_recomputed
             if params["recompute"]:
                 self._known = {}
-                self._is_again |= params["name"].endswith(".gradient")
+                self._is_recomputed |= params["name"].endswith(".gradient")
             results = self.copy(params["body"], arguments)
-            self._known, self._is_again = outside, was_again
+            self._known, self._is_recomputed = outside, was_again
             return results
         key = (primitive, frozen(params), tuple(id(x) for x in arguments))
         if key not in self._known:
@@ -84,9 +84,9 @@ class _Simplifier:
                     rule(operation, arguments) if rule else apply(primitive, *arguments, **params)
                 )
             results = [result] if isinstance(result, Tensor) else list(result)
-            for x in results if self._is_again else ():
+            for x in results if self._is_recomputed else ():
                 if x.operation is not None:
-                    x.operation.is_again = True
+                    x.operation.is_recomputed = True
             self._known[key] = results
         return self._known[key]
 

@@ -43,6 +43,7 @@ class Dim:
 
 #: Smaller sizes have programs of their own, since an axis of length 1 is repeated where it must.
 LEAST = 2
+#: The least maximum: below it there are no three sizes to trace at.
 _LEAST_MAX = 6
 
 

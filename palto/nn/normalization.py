@@ -118,7 +118,7 @@ def batch_norm(
             "use a larger batch, or call model.eval()"
         )
     y, mean, var = batch_norm_training(x, weight, bias, eps)
-    unbiased = var * count / (count - 1)  # two whole numbers: a program may know them by n
+    unbiased = var * count / (count - 1)  # whole numbers, which a program knows for any batch
     for running, seen in ((running_mean, mean), (running_var, unbiased)):
         if isinstance(running, Cell):
             old = F.detach(running)

@@ -60,7 +60,7 @@ class Operation:
     """A primitive applied to inputs."""
 
     __slots__ = (
-        "_outputs", "_saved", "inputs", "is_again", "params", "primitive", "scope", "sequence",
+        "_outputs", "_saved", "inputs", "is_recomputed", "params", "primitive", "scope", "sequence",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +72,7 @@ class Operation:
         #: The layers inside which this was applied, outermost first.
         self.scope = _state.scope
         #: Whether backprop computes here again what it did not keep.
-        self.is_again = False
+        self.is_recomputed = False
         #: Grows along every path of the graph.
         self.sequence = next(_sequence)
         # A tensor holds its operation; weak references the other way leave no cycle, so memory

@@ -1197,6 +1197,26 @@ def past_the_image(x):
     return palto.grad(lambda y: palto.sum(palto.tanh(palto.conv(y, kernel, **sizes))))(x)
 
 
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_check_of_what_is_computed_again_comes_before_the_cells(threads):
+    palto.set_num_threads(threads)
+    cell = palto.Cell(np.zeros((4, 5), np.float32))
+
+    @palto.compile
+    def step(x):
+        slope = palto.grad(lambda y: palto.sum(nn.functional.gelu(y)))(x)
+        check(palto.all(palto.isfinite(palto.sum(slope, axis=0))), "not finite")
+        cell.assign(slope * 2)
+
+    x = np.ones((4, 5), np.float32)
+    step(x)
+    before = np.array(cell)
+    x[2, 2] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        step(x)
+    np.testing.assert_array_equal(cell, before)
+
+
 def before_a_scan(x):
     """A gradient taken at places that a sort finds, beside what must be ready for a scan."""
 

@@ -52,7 +52,7 @@ def _composite(
         if current_trace() is None:
             return function(*args, **kwargs)
         formula = None
-        if gradient is not None and isinstance(args[0], Tensor):
+        if gradient is not None and args and isinstance(args[0], Tensor):
             others = args[1:]
 
             def formula(x: Tensor, result: Tensor, grad: Tensor) -> Tensor:
