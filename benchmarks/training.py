@@ -248,6 +248,17 @@ def measure(workload: Workload, options: argparse.Namespace) -> None:
     print_table(f"{workload.title} ({workload.flops / 1e9:.2f} GFLOP a step)", rows)
 
 
+def explain(workload: Workload, thread_counts: list[int]) -> None:
+    """Print Palto's steps of a workload."""
+    from workloads import PaltoStep
+
+    import palto
+
+    for threads in thread_counts:
+        palto.set_num_threads(threads)
+        print(f"\n{workload.title}; {threads} threads\n\n{PaltoStep(workload).explain()}")
+
+
 def main() -> None:
     """Read the options and measure."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -256,8 +267,13 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores or 1}))
     parser.add_argument("--seconds", type=float, default=20.0, help="for each table's rounds")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--explain", action="store_true", help="say what Palto's steps do, instead")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds for a side to start")
     options = parser.parse_args()
+    if options.explain:
+        for name in options.workload:
+            explain(WORKLOADS[name], options.threads)
+        return
     missing = [name for name in options.peers if find_spec(MODULES[name]) is None]
     if missing:
         say(f"{' and '.join(missing)} not installed, so left out (make bench installs the peers)")

@@ -269,6 +269,10 @@ class PaltoStep:
         """One step; the loss before it."""
         return float(self._step(*self._batch))
 
+    def explain(self) -> Any:
+        """What the step does, and how long each part of it takes."""
+        return self._step.explain(*self._batch)
+
 
 class TorchStep:
     """PyTorch's side in one of its ways, with the weights of Palto's model.

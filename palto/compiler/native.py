@@ -24,7 +24,7 @@ from palto.compiler.assembly import ARENA, PROFILE, SIZES, Assembly
 from palto.compiler.llvm import machine
 from palto.compiler.lowering import Lowering, Step
 from palto.compiler.memory import Buffer
-from palto.compiler.nests import Single
+from palto.compiler.nests import Check, Single
 from palto.compiler.sizes import Size, at, shape_at
 from palto.tensor.dtypes import DType
 from palto.tensor.graph import Array, Graph, Operation, Spec, run
@@ -126,6 +126,8 @@ class Native(Lowering):
         self._gated = next((step for step in self.steps if step.writes_cells), None)
         if self._gated is not None:
             self._gated.barrier = True
+            later = self.steps[self.steps.index(self._gated) :]
+            assert not any(isinstance(step.nest, Check) for step in later), "a check comes too late"
 
     def _text(self) -> str:
         first = SIZES + len(self._sizes)
