@@ -42,6 +42,8 @@ class _Entry:
     program: Program
     #: The sizes below which it is not the right one.
     least: dict[str, int]
+    #: What calls of plain arrays look like for which it is; see `_form`.
+    form: Any = None
 
     def changed(self) -> str | None:
         fact = self.guards.changed()
@@ -79,6 +81,10 @@ class CompiledFunction:
         self._latest: _Entry | None = None
         if hasattr(function, "__name__"):
             functools.update_wrapper(self, function)
+        self._severed = (
+            f"this tensor was computed by the compiled function {self._name!r}, whose graph is not "
+            "kept; call backward() inside the compiled function"
+        )
 
     @property
     def _name(self) -> str:
@@ -108,9 +114,12 @@ class CompiledFunction:
             return self._function(*args, **kwargs)  # part of the program around it
         found = None if kwargs else self._known(args)
         entry, arrays, sizes = found or self._prepare(args, kwargs)
-        self._refuse_waiting(entry.recording)
+        recording = entry.recording
+        for cell, _ in recording.grads:
+            if cell.grad_is_pending:
+                self._refuse_waiting(cell)
         returned, grads = entry.program.run(arrays, sizes)
-        return self._deliver(entry.recording, returned, grads)
+        return self._deliver(recording, returned, grads)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Say what the program does, step by step, and how long each step takes.
@@ -189,7 +198,9 @@ class CompiledFunction:
             if not value.flags.c_contiguous:
                 return None
             arrays.append(value)
-        form = (is_grad_enabled(), *[(x.shape, x.dtype) for x in arrays])
+        form, entry = _form(arrays), self._latest
+        if entry is not None and entry.form == form and entry.changed() is None:
+            return entry, arrays, {}  # looked up by its hash, it would take twice as long
         for entry in self._plain.get(form, ()):
             if entry.changed() is None:
                 self._latest = entry
@@ -224,8 +235,8 @@ class CompiledFunction:
             entries = self._entries.setdefault(key, [])
             entries.append(entry)
             if not declared and tree == _flat_tree(len(leaves)) and None not in shapes:
-                form = (is_grad_enabled(), *[(x.shape, x.dtype) for x in arrays if x is not None])
-                self._plain[form] = entries
+                entry.form = _form([x for x in arrays if x is not None])
+                self._plain[entry.form] = entries
             if self.program_count == USUAL_PROGRAMS + 1:
                 self._warn()
             return entry
@@ -296,32 +307,25 @@ class CompiledFunction:
                 "do that again; keep what changes in a palto.Cell, or return it"
             )
 
-    def _refuse_waiting(self, recording: Recording) -> None:
-        for cell, _ in recording.grads:
-            if cell.grad_is_pending:
-                raise BackwardError(
-                    f"{cell.name or 'a parameter'} has a gradient that no optimiser has used yet, "
-                    f"and {self._name} computes another. Call optimizer.step() between, or "
-                    "add up the losses inside one compiled function"
-                )
+    def _refuse_waiting(self, cell: Cell) -> None:
+        raise BackwardError(
+            f"{cell.name or 'a parameter'} has a gradient that no optimiser has used yet, and "
+            f"{self._name} computes another. Call optimizer.step() between, or add up the losses "
+            "inside one compiled function"
+        )
 
     def _deliver(self, recording: Recording, returned: list[Array], grads: list[Array]) -> Any:
-        for place, (cell, pending) in enumerate(recording.grads):
-            if self._keep_grad:
-                grad = grads[place]
+        if self._keep_grad:
+            for (cell, pending), grad in zip(recording.grads, grads, strict=True):
                 cell.set_grad(Tensor(grad.shape, grad.dtype, grad), pending=pending)
-            elif cell._grad is not None:
-                cell.set_grad(None, pending=False)
-        tensors = []
-        for value, severed in zip(returned, recording.severed, strict=True):
-            tensor = Tensor(value.shape, value.dtype, value, requires_grad=severed)
+        else:
+            for cell, _ in recording.grads:
+                if cell._grad is not None:
+                    cell.set_grad(None, pending=False)
+        tensors = [Tensor(value.shape, value.dtype, value) for value in returned]
+        for tensor, severed in zip(tensors, recording.severed, strict=True):
             if severed:
-                tensor.severed = (
-                    f"this tensor was computed by the compiled function "
-                    f"{self._name!r}, whose graph is not kept; call "
-                    "backward() inside the compiled function"
-                )
-            tensors.append(tensor)
+                tensor.requires_grad, tensor.severed = True, self._severed
         ready = iter(tensors)
         filled = [next(ready) if leaf is VALUE else leaf for leaf in recording.returned]
         return rebuild(recording.tree, filled)
@@ -346,6 +350,11 @@ class _Method(functools.partial):
         function: Any = self.func
         found: Explanation = function._explain((*self.args, *args), kwargs, is_empty=is_empty)
         return found
+
+
+def _form(arrays: Sequence[Array]) -> Any:
+    """What a call with these plain arguments looks like."""
+    return (is_grad_enabled(), *[(x.shape, x.dtype) for x in arrays])
 
 
 def _flat_tree(count: int) -> Tree:

@@ -13,6 +13,7 @@ import enum
 import functools
 import inspect
 import io
+import operator
 import os
 import sys
 import types
@@ -103,7 +104,7 @@ class Guards:
     def changed(self) -> Fact | None:
         """The first value that is no longer what it was."""
         for fact in self._quick:
-            if not fact.holds():
+            if fact.read() is not fact.expected and not fact.holds():
                 return fact
         if self._count != graph.mutation_count:
             count = graph.mutation_count
@@ -186,7 +187,7 @@ class Guards:
             if isinstance(value, list):
                 self._token(f"len({path})", functools.partial(len, value))
             for index in range(min(len(value), _MOST_ITEMS)):
-                read = functools.partial(_item, value, index)
+                read = functools.partial(operator.getitem, value, index)  # its length is the same
                 lasting = watched and isinstance(value, tuple)
                 self._inside(f"{path}[{index}]", read, depth, watched=lasting)
         elif isinstance(value, dict | types.MappingProxyType):
@@ -225,7 +226,9 @@ class Guards:
             return
         self._collected |= attributes | _texts(function.__code__)
         self._collected |= set(_globals_used(function.__code__)) & _SEES_ALL
-        self._fact(f"{path}.__code__", lambda: function.__code__, watched=False)
+        self._fact(
+            f"{path}.__code__", functools.partial(getattr, function, "__code__"), watched=False
+        )
         for name in _globals_used(function.__code__):
             read = functools.partial(function.__globals__.get, name, _MISSING)
             self._inside(name, read, depth, attributes=attributes)
@@ -327,10 +330,6 @@ def _default(function: types.FunctionType, index: int) -> Any:
 
 def _keyword_default(function: types.FunctionType, name: str) -> Any:
     return (function.__kwdefaults__ or {}).get(name, _MISSING)
-
-
-def _item(sequence: Any, index: int) -> Any:
-    return sequence[index] if index < len(sequence) else _MISSING
 
 
 def _is_special(name: str, owner: Any) -> bool:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Sequence
-
-import numpy as np
 
 from palto.compiler import index as ix
 from palto.compiler.index import Index
-from palto.tensor.dtypes import Array, DType
+from palto.tensor.dtypes import DType
 from palto.tensor.tensor import Shape
 
 #: Buffers begin at multiples of a cache line.
@@ -62,26 +58,6 @@ class Buffer:
 
     def __repr__(self) -> str:
         return f"{self.role}{self.number}: {self.dtype.name}{list(self.shape)}"
-
-
-def address_of(array: Array) -> int:
-    """Where an array's elements begin; five times faster than asking NumPy."""
-    if _DATA is None:
-        return int(array.__array_interface__["data"][0])
-    return ctypes.c_void_p.from_address(id(array) + _DATA).value or 0
-
-
-def _data_field() -> int | None:
-    """Where in an array object its address stands: the first field, if it is as it always was."""
-    place = object.__basicsize__
-    for array in (np.ones(3), np.ones((2, 2))[1:], np.ones((), np.int8)):
-        found = ctypes.c_void_p.from_address(id(array) + place).value
-        if sys.implementation.name != "cpython" or found != array.__array_interface__["data"][0]:
-            return None
-    return place
-
-
-_DATA = _data_field()
 
 
 def plan(buffers: Sequence[Buffer], *, gap: int = 0) -> int:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import os
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
 from palto.compiler import memory, team
+from palto.compiler.addresses import Pointing, address_of
 from palto.compiler.assembly import ARENA, PROFILE, SIZES, Assembly
 from palto.compiler.llvm import machine
 from palto.compiler.lowering import Lowering, Step
@@ -28,7 +27,7 @@ from palto.compiler.nests import Check, Single
 from palto.compiler.sizes import Size, at, shape_at
 from palto.tensor.dtypes import DType
 from palto.tensor.graph import Array, Graph, Operation, Spec, run
-from palto.tensor.tensor import Shape, Tensor
+from palto.tensor.tensor import Cell, Shape, Tensor
 
 #: With PALTO_DEBUG=1: bytes around every buffer, and what they hold; as a float it is NaN.
 _GUARD, _PATTERN = 64, 0xFF
@@ -42,8 +41,8 @@ class Native(Lowering):
         writes: see `Lowering`.
         conditions: see `Lowering`.
         sizes: the names of the run-time sizes.
-        arguments: how many of the inputs, from the first, are other arrays at each call; by
-            default all.
+        reads: the cells whose values are the last inputs.
+        written: the cells whose values are the targets.
     """
 
     def __init__(
@@ -52,7 +51,8 @@ class Native(Lowering):
         writes: dict[int, int | None],
         conditions: dict[int, str],
         sizes: Sequence[str] = (),
-        arguments: int | None = None,
+        reads: Sequence[Cell] = (),
+        written: Sequence[Cell] = (),
     ) -> None:
         started = time.perf_counter()
         self._debug = os.environ.get("PALTO_DEBUG", "") not in ("", "0")
@@ -68,35 +68,46 @@ class Native(Lowering):
             self._code.address(f"program{number}") for number in range(len(self._segments))
         ]
         self._arena = np.empty(self.arena_bytes + 2 * memory.ALIGNMENT, np.uint8)
-        start = memory.address_of(self._arena)
+        start = address_of(self._arena)
         self._start = start + -start % memory.ALIGNMENT
-        self._point(len(writes), arguments)
+        self._point(len(writes), reads, written)
 
-    def _point(self, targets: int, arguments: int | None) -> None:
-        """Make the table; what stays where it is gets its pointer now, the rest at each call."""
+    def _point(self, targets: int, reads: Sequence[Cell], written: Sequence[Cell]) -> None:
+        """Make the table, and what fills it at each call."""
         count = len(self.graph.inputs)
+        arguments = count - len(reads)
         #: The first place of each role among inputs, targets and outputs, side by side.
         self._firsts = {"input": 0, "cell": count, "output": count + targets}
-        self._pointers = np.zeros(SIZES + len(self._sizes) + len(self._table), np.uint64)
+        first = SIZES + len(self._sizes)
+        spare = first + len(self._table)  # for a cell that is written but not looked at
+        self._pointers = np.zeros(spare + 1, np.uint64)
         self._pointers[ARENA] = self._start
-        self._address = memory.address_of(self._pointers)
-        #: Of cells, whose arrays are mostly those of the last call: places, slots and weakly the
-        #: arrays. Of other arrays: slots and places.
-        self._lasting: list[int] = []
-        self._lasting_slots: list[int] = []
-        self._fresh: list[tuple[int, int]] = []
-        for slot, buffer in enumerate(self._table, SIZES + len(self._sizes)):
+        self._address = address_of(self._pointers)
+        #: Slots and places of all but the constants.
+        self._given: list[tuple[int, int]] = []
+        for slot, buffer in enumerate(self._table, first):
             if buffer.role == "constant":
-                self._pointers[slot] = memory.address_of(self.constants[buffer.number])
-                continue
-            place = self._firsts[buffer.role] + buffer.number
-            is_given = arguments is None or place < arguments
-            if buffer.role == "output" or (buffer.role == "input" and is_given):
-                self._fresh.append((slot, place))
+                self._pointers[slot] = address_of(self.constants[buffer.number])
             else:
-                self._lasting.append(place)
-                self._lasting_slots.append(slot)
-        self._pointed: list[Callable[[], Array | None]] = [lambda: None] * len(self._lasting)
+                self._given.append((slot, self._firsts[buffer.role] + buffer.number))
+        slots = {place: slot for slot, place in self._given}
+        items = [(slot, place) for slot, place in self._given if place < arguments]
+        items += [
+            (slot, place - self._firsts["output"] + arguments)
+            for slot, place in self._given
+            if place >= self._firsts["output"]
+        ]
+        cells = [
+            (cell, slots[place], False)
+            for place, cell in enumerate(reads, arguments)
+            if place in slots
+        ]
+        cells += [
+            (cell, slots.get(place, spare), True)
+            for place, cell in enumerate(written, self._firsts["cell"])
+        ]
+        is_whole = not self._between and not self._debug
+        self._fill = Pointing(self._pointers, items, cells) if is_whole else None
 
     def _plan(self) -> None:
         found = {id(b): b for b in self.buffers()}
@@ -139,6 +150,27 @@ class Native(Lowering):
         return assembly.text()
 
     # Running
+
+    def call(self, arguments: Sequence[Array], sizes: Mapping[str, int]) -> list[Array] | None:
+        """Run once on the cells' own arrays.
+
+        Args:
+            arguments: the values of the inputs that are no cells, dense.
+            sizes: the run-time sizes.
+
+        Returns:
+            What `run` returns; None, and nothing done, where `run` is needed: somebody else holds
+            the value of a cell that is to be written, or a part is run from Python.
+        """
+        if self._fill is None:
+            return None
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes(sizes)]
+        if not self._fill((*arguments, *outputs)):
+            return None
+        for slot, name in enumerate(self._sizes, SIZES):
+            self._pointers[slot] = sizes[name]
+        self._run_segment(0, team.thread_count(), sizes)
+        return outputs
 
     def run(
         self,
@@ -204,7 +236,7 @@ class Native(Lowering):
         ]
         self._arena[:] = _PATTERN
         self._execute(copies, into, outputs, sizes)
-        start = self._start - memory.address_of(self._arena)
+        start = self._start - address_of(self._arena)
         free = np.ones(self._arena.shape, np.bool_)
         for buffer in {b for step in self.steps for b in (*step.reads, *step.writes)}:
             if buffer.role == "arena":
@@ -243,32 +275,32 @@ class Native(Lowering):
     ) -> None:
         flat = [*inputs, *targets, *outputs]
         table = self._pointers
-        table[PROFILE] = 0 if notes is None else memory.address_of(notes)
         for slot, name in enumerate(self._sizes, SIZES):
             table[slot] = sizes[name]
-        lasting = [flat[place] for place in self._lasting]
-        if not all(map(operator.is_, [known() for known in self._pointed], lasting)):
-            self._pointed = [weakref.ref(array) for array in lasting]
-            for slot, array in zip(self._lasting_slots, lasting, strict=True):
-                table[slot] = memory.address_of(array)
-        for slot, place in self._fresh:
-            table[slot] = memory.address_of(flat[place])
-        address = self._address
+        for slot, place in self._given:
+            table[slot] = address_of(flat[place])
         threads = team.thread_count()
-        for number, function in enumerate(self._functions):
-            if self._segments[number]:
-                failure = team.run(function, address, threads)
-                if failure is not None:
-                    raise self.checks[failure.code].error(failure.value, sizes)
-            if number < len(self._between):
-                self._run_from_python(self._between[number], flat, sizes)
-                if notes is not None:
-                    notes[self._between[number].nest.position + 1] = team.clock()
+        table[PROFILE] = 0 if notes is None else address_of(notes)
+        try:
+            for number, segment in enumerate(self._segments):
+                if segment:
+                    self._run_segment(number, threads, sizes)
+                if number < len(self._between):
+                    self._run_from_python(self._between[number], flat, sizes)
+                    if notes is not None:
+                        notes[self._between[number].nest.position + 1] = team.clock()
+        finally:
+            table[PROFILE] = 0
+
+    def _run_segment(self, number: int, threads: int, sizes: Mapping[str, int]) -> None:
+        failure = team.run(self._functions[number], self._address, threads)
+        if failure is not None:
+            raise self.checks[failure.code].error(failure.value, sizes)
 
     def _run_from_python(self, step: Step, flat: Sequence[Array], sizes: Mapping[str, int]) -> None:
         nest = step.nest
         assert isinstance(nest, Single)
-        shift = self._start - memory.address_of(self._arena)
+        shift = self._start - address_of(self._arena)
 
         def view(x: Tensor) -> Array:
             buffer = self.stored(x)

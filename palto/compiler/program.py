@@ -15,6 +15,7 @@ from palto.compiler import team
 from palto.compiler.native import Native
 from palto.compiler.trace import Recording
 from palto.tensor.graph import Array, Graph, Spec
+from palto.tensor.tensor import Cell
 
 #: Programs share cells, so one runs at a time in a process.
 _running = threading.RLock()
@@ -50,7 +51,9 @@ class Program:
         self._returned = returned
         self.argument_specs = [Spec(x.shape, x.dtype) for x in graph.inputs[:arguments]]
         self.greatest = greatest
-        self.native = Native(graph, writes, conditions, [*greatest], arguments)
+        self.native = Native(
+            graph, writes, conditions, [*greatest], recording.reads, recording.writes
+        )
 
     def run(
         self, arguments: Sequence[Array], sizes: Mapping[str, int] = MappingProxyType({})
@@ -69,24 +72,13 @@ class Program:
         """
         recording = self._recording
         with _running:
-            for cell in recording.writes:
-                leaf = cell._leaf
-                array: Any = leaf._value
-                if (
-                    getrefcount(leaf) > _ALONE
-                    or getrefcount(array) > _ALONE
-                    or array.base is not None
-                    or not array.flags.writeable
-                ):  # somebody else holds its value
-                    del leaf
-                    version = cell.version
-                    cell.store(array.copy())
-                    cell.version = version
-            inputs = [*arguments, *[cell._leaf.array() for cell in self._reads]]
-            targets = [cell._leaf.array() for cell in recording.writes]
-            outputs = self.native.run(inputs, targets, sizes)
-            for cell in recording.writes:
-                cell.version += 1
+            outputs = self.native.call(arguments, sizes)
+            if outputs is None:
+                for cell in recording.writes:
+                    _own(cell)
+                inputs = [*arguments, *[cell._leaf.array() for cell in self._reads]]
+                targets = [cell._leaf.array() for cell in recording.writes]
+                outputs = self.native.run(inputs, targets, sizes)
         checks = len(recording.checks)
         return outputs[: self._returned], outputs[self._returned + checks :]
 
@@ -125,3 +117,16 @@ class Program:
                 whole = time.perf_counter() - begun
                 found.append([*np.diff(notes) / team.cycles_per_second(), whole])
         return [float(min(times)) for times in zip(*found, strict=True)]
+
+
+def _own(cell: Cell) -> None:
+    """Give a cell a copy of its value, if somebody else holds the value."""
+    leaf = cell._leaf
+    array: Any = leaf._value
+    if (
+        getrefcount(leaf) > _ALONE
+        or getrefcount(array) > _ALONE
+        or array.base is not None
+        or not array.flags.writeable
+    ):
+        cell.store(array.copy())

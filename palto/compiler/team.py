@@ -447,9 +447,15 @@ def thread_count() -> int:
     Raises:
         ValueError: PALTO_THREADS is not a whole number from 1 to 1024.
     """
+    return _demanded() or _chosen or _usable_cpus()
+
+
+@cache
+def _demanded() -> int | None:
+    """What PALTO_THREADS says; looked at once, as even that takes a microsecond."""
     variable = os.environ.get("PALTO_THREADS", "").strip()
     if not variable:
-        return _chosen or _usable_cpus()
+        return None
     if not (variable.isascii() and variable.isdigit() and 1 <= int(variable) <= MAX_THREADS):
         raise ValueError(
             f"the environment variable PALTO_THREADS is {variable!r}; give it a whole number from "
@@ -614,6 +620,7 @@ def _grow(threads: int) -> _Team:
     return _team
 
 
+@cache
 def _usable_cpus(root: Path = Path("/")) -> int:
     """The CPUs of the affinity mask, and not more than the container's quota, rounded up."""
     if hasattr(os, "sched_getaffinity"):

@@ -492,7 +492,7 @@ class Cell(Tensor):
         dtype: the format to hold; by default that of `value`.
     """
 
-    __slots__ = ("_leaf", "grad_is_pending", "name", "version")
+    __slots__ = ("_leaf", "grad_is_pending", "name")
 
     def __init__(
         self,
@@ -509,8 +509,6 @@ class Cell(Tensor):
             )
         tensor = functions.asarray(value, dtype=dtype)
         self.name = name
-        #: Counts the assignments, so that private copies of the value know when they are stale.
-        self.version = 0
         #: Whether the gradient here has not been used by an optimiser's step yet.
         self.grad_is_pending = False
         # Tensor.__init__ would set _value, which a cell has only through its leaf.
@@ -569,7 +567,6 @@ class Cell(Tensor):
         """Hold the same numbers in another dtype from now on."""
         self.dtype = dtype
         self._bind(self._leaf.array().astype(dtype), self.requires_grad)
-        self.version += 1
         graph.note_mutation()
 
     def read(self) -> Tensor:
@@ -599,7 +596,6 @@ class Cell(Tensor):
     def store(self, array: Array) -> None:
         """Hold `array`, which has the cell's shape and dtype and which nobody writes to again."""
         self._bind(array, self.requires_grad)
-        self.version += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copy = type(self).__new__(type(self))

@@ -78,12 +78,10 @@ def test_nothing_changes(called):
     if called:
         step(*batch)
     before = state(model, optimizer)
-    versions = [p.version for p in model.parameters()]
     step.explain(*batch)
     after = state(model, optimizer)
     assert before.keys() == after.keys()
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
-    assert versions == [p.version for p in model.parameters()]
     assert not any(p.grad is not None for p in model.parameters())
 
 

@@ -482,14 +482,17 @@ def test_palto_threads_goes_before_set_num_threads(monkeypatch):
     team.set_num_threads(7)
     assert team.get_num_threads() == team.thread_count() == 7
     monkeypatch.setenv("PALTO_THREADS", " 3 ")
+    team._demanded.cache_clear()
     assert team.thread_count() == 3
     monkeypatch.setenv("PALTO_THREADS", "")
+    team._demanded.cache_clear()
     assert team.thread_count() == 7
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5", "1025", "٣", "1e2"])
 def test_a_wrong_palto_threads_is_named(monkeypatch, wrong):
     monkeypatch.setenv("PALTO_THREADS", wrong)
+    team._demanded.cache_clear()
     with pytest.raises(ValueError, match=rf"PALTO_THREADS is '{wrong}'.*whole number from 1"):
         team.thread_count()
 

