@@ -120,7 +120,10 @@ class Pointing:
     """
 
     def __init__(
-        self, table: Array, items: Sequence[tuple[int, int]], cells: Sequence[tuple[Cell, int, bool]]
+        self,
+        table: Array,
+        items: Sequence[tuple[int, int]],
+        cells: Sequence[tuple[Cell, int, bool]],
     ) -> None:
         words = [len(items), len(cells), address_of(table)]
         for slot, number in items:

@@ -25,7 +25,7 @@ from palto.compiler.trace import VALUE, Recording, difference, record
 from palto.tensor import dtypes
 from palto.tensor.graph import Array, Spec, current_trace, is_grad_enabled
 from palto.tensor.tensor import Cell, Tensor, TraceError
-from palto.tensor.tree import Tree, flatten, rebuild
+from palto.tensor.tree import LEAF, Tree, flatten, rebuild
 
 #: So many programs of one function are usual; more are worth a warning.
 USUAL_PROGRAMS = 8
@@ -323,9 +323,12 @@ class CompiledFunction:
                 if cell._grad is not None:
                     cell.set_grad(None, pending=False)
         tensors = [Tensor(value.shape, value.dtype, value) for value in returned]
-        for tensor, severed in zip(tensors, recording.severed, strict=True):
-            if severed:
-                tensor.requires_grad, tensor.severed = True, self._severed
+        if True in recording.severed:
+            for tensor, severed in zip(tensors, recording.severed, strict=True):
+                if severed:
+                    tensor.requires_grad, tensor.severed = True, self._severed
+        if recording.tree == LEAF and recording.returned[0] is VALUE:
+            return tensors[0]
         ready = iter(tensors)
         filled = [next(ready) if leaf is VALUE else leaf for leaf in recording.returned]
         return rebuild(recording.tree, filled)

@@ -67,8 +67,9 @@ class Native(Lowering):
         self._functions = [
             self._code.address(f"program{number}") for number in range(len(self._segments))
         ]
-        self._arena = np.empty(self.arena_bytes + 2 * memory.ALIGNMENT, np.uint8)
-        start = address_of(self._arena)
+        # A load of some bytes of a vector may reach over both ends.
+        self._arena = np.empty(self.arena_bytes + 3 * memory.ALIGNMENT, np.uint8)
+        start = address_of(self._arena) + memory.ALIGNMENT
         self._start = start + -start % memory.ALIGNMENT
         self._point(len(writes), reads, written)
 

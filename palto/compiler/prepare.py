@@ -14,10 +14,9 @@ from typing import Any
 
 from palto.compiler import index as ix
 from palto.compiler import views
-from palto.compiler.index import Variable
+from palto.compiler.simplify import Apply, Rule
 from palto.compiler.sizes import Size
-from palto.tensor import functions as F
-from palto.tensor.graph import Operation, Primitive, apply
+from palto.tensor.graph import Operation
 from palto.tensor.primitives import contract, elementwise, movement, reduce, window
 from palto.tensor.tensor import Tensor
 
@@ -26,14 +25,6 @@ from palto.tensor.tensor import Tensor
 _MANY, _FEW, _FEW_ROWS = 2**15, 256, 16
 #: The most pieces of a first stage.
 _PIECES = 64
-
-Rule = Callable[[Operation, Sequence[Tensor]], Any]
-
-
-def _apply(row: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
-    """Apply a primitive of one output."""
-    result: Tensor = apply(row, *inputs, **params)
-    return result
 
 
 def read_through(
@@ -48,68 +39,84 @@ def read_through(
         read = views.TABLE[operation.primitive.name](operation, read.indices)
 
 
-def _padded(x: Tensor, low: list[int], high: list[int], gap: list[int]) -> Tensor:
+def _padded(x: Tensor, low: list[int], high: list[int], gap: list[int], apply: Apply) -> Tensor:
     """`x` with zeros around and between; negative widths crop."""
     if not any((*low, *high, *gap)):
         return x
-    moved = _pad_behind(x, low, high, gap)
+    moved = _pad_behind(x, low, high, gap, apply)
     if moved is not None:
         return moved
     if any(gap) and min(*low, *high) < 0:
         zeros = [0] * len(low)
-        x, gap = _padded(x, zeros, zeros, gap), zeros
+        x, gap = _padded(x, zeros, zeros, gap, apply), zeros
     lengths = [n + sum(widths) for n, *widths in zip(x.shape, low, high, strict=True)]
     # What is cropped may be all of an axis, and of the padding on its other side.
     starts = [min(max(-w, 0), n) for n, w in zip(x.shape, low, strict=True)]
     stops = [max(n - max(-w, 0), s) for n, w, s in zip(x.shape, high, starts, strict=True)]
     if starts != [0] * x.ndim or stops != list(x.shape):
         ones = (1,) * x.ndim
-        x = _apply(movement.slice_, x, starts=tuple(starts), stops=tuple(stops), steps=ones)
+        x = apply(movement.slice_, x, starts=tuple(starts), stops=tuple(stops), steps=ones)
     missing = [length - n for length, n in zip(lengths, x.shape, strict=True)]
     low = [min(max(n, 0), most) for n, most in zip(low, missing, strict=True)]
     high = [most - n for n, most in zip(low, missing, strict=True)]
     if any((*low, *high, *gap)):
-        x = _apply(movement.pad, x, low=tuple(low), high=tuple(high), interior=tuple(gap), value=0)
+        x = apply(movement.pad, x, low=tuple(low), high=tuple(high), interior=tuple(gap), value=0)
     return x
 
 
-def _pad_behind(x: Tensor, low: list[int], high: list[int], gap: list[int]) -> Tensor | None:
-    """The pad of what `x` is a permutation of, permuted; None if `x` is none."""
-    axes = [Variable(f"p{axis}", n) for axis, n in enumerate(x.shape)]
-    read = read_through(x, [ix.of(axis) for axis in axes], lambda tensor: False)
-    base = read.tensor
-    if base is x or base.size != x.size or x.size == 0:
-        return None
-    order: list[int] = []  # for each long axis of the base, the axis of x
-    for i in read.indices:
-        if not i.terms:
-            continue
-        ((variable, c),) = i.terms.values() if len(i.terms) == 1 else ((None, 0),)
-        if variable is None or c != 1 or i.constant or variable.kind != "loop":
+def _pad_behind(
+    x: Tensor, low: list[int], high: list[int], gap: list[int], apply: Apply
+) -> Tensor | None:
+    """The pad of what `x` is another view of, viewed likewise; None if `x` is no view."""
+    padded_axes = [axis for axis in range(x.ndim) if any((low[axis], high[axis], gap[axis]))]
+    chain: list[tuple[Operation, list[int]]] = []  # with where the padded axes are in its output
+    base, axes = x, padded_axes
+    while base._value is None and base.operation is not None:
+        operation = base.operation
+        source = operation.inputs[0]
+        if operation.primitive.name == "permute":
+            behind: list[int | None] = [operation.params["axes"][axis] for axis in axes]
+        elif operation.primitive.name == "reshape":
+            behind = [_same_axis(base.shape, axis, source.shape) for axis in axes]
+        else:
+            break
+        found = [axis for axis in behind if axis is not None]
+        if len(found) != len(axes):
             return None
-        order.append(int(variable.key[1:]))
-    long = [axis for axis, n in enumerate(base.shape) if n > 1]
-    if len(order) != len(long) or any(
-        (low[axis], high[axis], gap[axis]) != (0, 0, 0)
-        for axis in range(x.ndim)
-        if axis not in order
-    ):
+        chain.append((operation, axes))
+        base, axes = source, found
+    if not chain:
         return None
     widths = []
     for given in (low, high, gap):
         width = [0] * base.ndim
-        for axis, place in zip(long, order, strict=True):
+        for axis, place in zip(axes, padded_axes, strict=True):
             width[axis] = given[place]
         widths.append(width)
-    padded = _padded(base, *widths)
-    squeezed = F.reshape(padded, tuple(padded.shape[axis] for axis in long))
-    turned = F.permute_dims(squeezed, tuple(order.index(axis) for axis in sorted(order)))
-    lengths = dict(zip(order, squeezed.shape, strict=True))
-    return F.reshape(turned, tuple(lengths.get(axis, n) for axis, n in enumerate(x.shape)))
+    padded = _padded(base, widths[0], widths[1], widths[2], apply)
+    lengths = [padded.shape[axis] for axis in axes]
+    for operation, axes in reversed(chain):
+        if operation.primitive.name == "permute":
+            padded = apply(movement.permute, padded, **operation.params)
+        else:
+            shape = list(operation.output().shape)
+            for axis, length in zip(axes, lengths, strict=True):
+                shape[axis] = length
+            padded = apply(movement.reshape, padded, shape=tuple(shape))
+    return padded
+
+
+def _same_axis(shape: Sequence[int], axis: int, other: Sequence[int]) -> int | None:
+    """Which axis of another shape of the same elements is this one, if one is."""
+    before = math.prod(shape[:axis])
+    for place, length in enumerate(other):
+        if length == shape[axis] and math.prod(other[:place]) == before:
+            return place
+    return None
 
 
 def _without_padding(name: str) -> Rule:
-    def rule(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
+    def rule(operation: Operation, inputs: Sequence[Tensor], apply: Apply) -> Any:
         params = dict(operation.params)
         x, dims = inputs[0], inputs[0].ndim - 2
         kernel = params["window"] if name == "window_sum" else inputs[1].shape[:dims]
@@ -126,50 +133,49 @@ def _without_padding(name: str) -> Rule:
         params["padding"] = ((0, 0),) * dims
         params["input_dilation"] = (1,) * dims
         row = window.window_sum if name == "window_sum" else contract.conv
-        return _apply(row, _padded(x, low, high, gap), *inputs[1:], **params)
+        return apply(row, _padded(x, low, high, gap, apply), *inputs[1:], **params)
 
     return rule
 
 
 def _in_two_stages(row: Any) -> Rule:
-    def rule(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
+    def rule(operation: Operation, inputs: Sequence[Tensor], apply: Apply) -> Any:
         x, axes = inputs[0], operation.params["axes"]
         count = math.prod(n for axis, n in enumerate(x.shape) if axis not in axes)
         few = _FEW_ROWS if x.ndim - 1 in axes else _FEW
         fixed = [axis for axis in axes if not isinstance(x.shape[axis], Size)]
         if not fixed or int(count) >= few or int(x.size) < _MANY:
-            return _apply(row, x, axes=axes)
+            return apply(row, x, axes=axes)
         axis = max(fixed, key=lambda a: (x.shape[a] >= 8, -a))
         n = x.shape[axis]
         pieces = max(p for p in range(1, min(_PIECES, n) + 1) if n % p == 0)
         if pieces < 4:
             if n < 8:
-                return _apply(row, x, axes=axes)
+                return apply(row, x, axes=axes)
             # A prime length: most of it in pieces, and the rest.
             whole = n // 8 * 8
-            parts = [_part(x, axis, 0, whole), _part(x, axis, whole, n)]
-            sums = [rule(_like(operation, part), [part]) for part in parts]
-            return _COMBINE[row](*sums)
-        split = F.reshape(x, (*x.shape[:axis], pieces, n // pieces, *x.shape[axis + 1 :]))
+            parts = [_part(x, axis, 0, whole, apply), _part(x, axis, whole, n, apply)]
+            sums = [rule(_like(operation, part), [part], apply) for part in parts]
+            return apply(_COMBINE[row], *sums)
+        shape = (*x.shape[:axis], pieces, n // pieces, *x.shape[axis + 1 :])
+        split = apply(movement.reshape, x, shape=shape)
         moved = tuple(a + (a >= axis) for a in axes)
-        first = _apply(row, split, axes=moved)
+        first = apply(row, split, axes=moved)
         place = axis - sum(a < axis for a in axes)
-        return _apply(row, first, axes=(place,))
+        return apply(row, first, axes=(place,))
 
     return rule
 
 
-_COMBINE: dict[Any, Callable[..., Tensor]] = {
-    reduce.sum: lambda a, b: _apply(elementwise.add, a, b),
-    reduce.max: lambda a, b: _apply(elementwise.maximum, a, b),
-    reduce.min: lambda a, b: _apply(elementwise.minimum, a, b),
-}
+_COMBINE = {
+    reduce.sum: elementwise.add, reduce.max: elementwise.maximum, reduce.min: elementwise.minimum,
+}  # fmt: skip
 
 
-def _part(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+def _part(x: Tensor, axis: int, start: int, stop: int, apply: Apply) -> Any:
     starts = tuple(start if i == axis else 0 for i in range(x.ndim))
     stops = tuple(stop if i == axis else n for i, n in enumerate(x.shape))
-    return _apply(movement.slice_, x, starts=starts, stops=stops, steps=(1,) * x.ndim)
+    return apply(movement.slice_, x, starts=starts, stops=stops, steps=(1,) * x.ndim)
 
 
 def _like(operation: Operation, x: Tensor) -> Operation:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from palto.tensor.graph import Graph, Operation, Trace, apply, scope, set_grad_enabled
+from palto.tensor.graph import Graph, Operation, Primitive, Trace, apply, scope, set_grad_enabled
 from palto.tensor.primitives import control, elementwise
 from palto.tensor.tensor import Tensor
 
+#: Applies a primitive to tensors, with its parameters by name; the same twice is the same tensor.
+Apply = Callable[..., Any]
 #: From an operation and its new inputs to its new output, instead of the operation itself.
-Rule = Callable[[Operation, Sequence[Tensor]], Any]
+Rule = Callable[[Operation, Sequence[Tensor], Apply], Any]
 
 
 def simplify(
@@ -76,19 +78,37 @@ class _Simplifier:
             results = self.copy(params["body"], arguments)
             self._known, self._is_recomputed = outside, was_again
             return results
-        key = (primitive, frozen(params), tuple(id(x) for x in arguments))
+        rule = self._rules.get(primitive.name)
+        with scope(operation.scope):
+            if rule is None:
+                return self._applied(primitive, arguments, params)
+            key = ("rule", *self._key(primitive, arguments, params))
+            if key not in self._known:
+                self._known[key] = _listed(rule(operation, arguments, self._apply))
+            return self._known[key]
+
+    def _apply(self, primitive: Primitive, *arguments: Tensor, **params: Any) -> Any:
+        """See `Apply`."""
+        results = self._applied(primitive, arguments, params)
+        return results[0] if len(results) == 1 else results
+
+    def _applied(
+        self, primitive: Primitive, arguments: Sequence[Tensor], params: dict[str, Any]
+    ) -> Sequence[Tensor]:
+        key = self._key(primitive, arguments, params)
         if key not in self._known:
-            with scope(operation.scope):
-                rule = self._rules.get(primitive.name)
-                result = (
-                    rule(operation, arguments) if rule else apply(primitive, *arguments, **params)
-                )
-            results = [result] if isinstance(result, Tensor) else list(result)
+            results = _listed(apply(primitive, *arguments, **params))
             for x in results if self._is_recomputed else ():
                 if x.operation is not None:
                     x.operation.is_recomputed = True
             self._known[key] = results
         return self._known[key]
+
+    @staticmethod
+    def _key(
+        primitive: Primitive, arguments: Sequence[Tensor], params: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        return primitive, frozen(params), tuple(id(x) for x in arguments)
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """One tensor for all equal numbers."""
@@ -96,6 +116,10 @@ class _Simplifier:
             return tensor
         key = (tensor.dtype, tensor.array().tobytes())
         return self._known.setdefault(key, (tensor,))[0]
+
+
+def _listed(result: Any) -> Sequence[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def frozen(params: dict[str, Any]) -> Any:

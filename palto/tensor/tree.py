@@ -11,7 +11,8 @@ from typing import Any
 
 #: What a tree looks like without its leaves; comparable and hashable.
 Tree = Any
-_LEAF = "*"
+#: The tree of a single leaf.
+LEAF = "*"
 
 
 def flatten(value: Any) -> tuple[list[Any], Tree]:
@@ -33,7 +34,7 @@ def _flatten(node: Any, leaves: list[Any]) -> Tree:
         names = tuple([field.name for field in dataclasses.fields(node) if field.init])
         return kind, names, tuple([_flatten(getattr(node, name), leaves) for name in names])
     leaves.append(node)
-    return _LEAF
+    return LEAF
 
 
 def rebuild(tree: Tree, leaves: Sequence[Any]) -> Any:
@@ -44,7 +45,7 @@ def rebuild(tree: Tree, leaves: Sequence[Any]) -> Any:
 def _rebuild(tree: Tree, leaves: Iterator[Any]) -> Any:
     if tree is None:
         return None
-    if tree == _LEAF:
+    if tree == LEAF:
         return next(leaves)
     if len(tree) == 3:
         kind, names, parts = tree

@@ -9,7 +9,7 @@ from palto.compiler import index as ix
 from palto.compiler import nests, views
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
-from palto.compiler.llvm.builder import Function, Value
+from palto.compiler.llvm.builder import Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.random import philox_word
 from palto.compiler.memory import Buffer
@@ -118,14 +118,26 @@ class Expressions:
         f = self.function
         result: Value | None = None
         for condition in conditions:
-            index, tests = self.value(condition.index), []
+            index, tests = self._compared(condition), []
             if not is_surely_less(condition.low - 1, condition.index.low):
-                tests.append(f.compare("sge", index, f.constant(condition.low, "i64")))
+                tests.append(f.compare("sge", index, f.constant(condition.low, index.type)))
             if not is_surely_less(condition.index.high, condition.high):
-                tests.append(f.compare("slt", index, f.constant(condition.high, "i64")))
+                tests.append(f.compare("slt", index, f.constant(condition.high, index.type)))
             for test in tests:
                 result = self.both(result, test)
         return result
+
+    def _compared(self, condition: views.Condition) -> Value:
+        """The index of a condition; lanes in 32 bits where they fit, four times as fast."""
+        f, index = self.function, condition.index
+        numbers = (index.low, index.high, condition.low, condition.high)
+        limits = [limit for number in numbers for limit in bounds(number)]
+        if self.varies(index) and min(limits) > -(2**31) and max(limits) < 2**31:
+            base, stride = self._strided(index)
+            if base is not None:
+                lanes = f.binary("mul", f.lanes("i32", self.lanes), f.constant(stride, "i32"))
+                return f.binary("add", f.convert("trunc", base, "i32"), lanes)
+        return self.value(index)
 
     def both(self, a: Value | None, b: Value | None) -> Value | None:
         """Both of two i1, where None is always true."""
@@ -189,7 +201,7 @@ class Expressions:
             (read, chosen), place = nests.covering(operation, indices, first)
             index = self.read_or(chosen, f.constant(-1, "i32"))
             assert isinstance(index, Value)
-            here = f.compare("eq", f.convert("sext", index, "i64"), self.value(place))
+            here = f.compare("eq", index, f.convert("trunc", self.value(place), "i32"))
             zero = self.immediate(0, read.tensor.dtype)
             return self.choose(here, self.read_or(read, zero), zero)
         if name == "dynamic_update_slice":
@@ -267,6 +279,13 @@ class Expressions:
                 address = f.select(guard, address, zero)
             return f.gather(pointer, address, kind, changes=changes)
         if stride == 1:
+            if guard is not None and guard.lanes == 1 and buffer.length >= self.lanes:
+                base, guard = f.select(guard, base, zero), None
+            elif guard is not None and size_of(kind) < 4 and buffer.role == "arena":
+                # No machine loads some bytes of a vector: take them all, at most a vector outside.
+                base = f.intrinsic("llvm.smax", base, f.constant(-self.lanes, "i64"))
+                base = f.intrinsic("llvm.smin", base, f.constant(buffer.length, "i64"))
+                guard = None
             if guard is None:
                 return f.load(pointer, base, kind, self.lanes, changes=changes)
             return f.masked_load(pointer, base, kind, f.broadcast(guard, self.lanes))

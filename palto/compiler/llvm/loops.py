@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from palto.compiler.llvm.expressions import Expressions
 from palto.compiler.llvm.reduction import Reduction
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Single
+from palto.compiler.sizes import Size, is_surely_less
 from palto.tensor import dtypes
 from palto.tensor.tensor import Shape, Tensor
 
@@ -26,6 +28,8 @@ _PIECE = 8192
 _ENOUGH = 64
 #: Vectors side by side, so that one sum need not wait for the other.
 _UNROLL = 4
+#: The places of a window that are written out one after the other.
+_WINDOW = 9
 
 #: Layers of one size share their plan.
 _planned = functools.lru_cache(maxsize=1024)(contract.plan)
@@ -210,9 +214,7 @@ class Emitter:
         f = self.f
         shape = places.shape or (1,)
         *lengths, last = shape
-        taken = 0
-        while taken < len(lengths) and int(math.prod(lengths[:taken])) < _ENOUGH:
-            taken += 1
+        taken = self._outer(lengths)
         outer = math.prod(lengths[:taken])
         is_cut = int(outer) < _ENOUGH and int(last) > 2 * _PIECE
         pieces = -(-last // _PIECE) if is_cut else 1
@@ -243,6 +245,14 @@ class Emitter:
                 return carried
 
             self._nested([(v, v.length) for v in variables[1:-1]], [], inside)
+
+    @staticmethod
+    def _outer(lengths: Sequence[int]) -> int:
+        """How many axes, from the first, make enough pieces of work."""
+        taken = 0
+        while taken < len(lengths) and int(math.prod(lengths[:taken])) < _ENOUGH:
+            taken += 1
+        return taken
 
     def _member(self, member: Member, place: Index, row: Index) -> Element:
         """Compute a member's source here, and note it for those who read it at this place."""
@@ -470,9 +480,16 @@ class Emitter:
         over_at = [ix.of(v) for v in nest.reduced]
         reduction = Reduction(e, operation)
         place_in = ix.linear(over_at, [v.length for v in nest.reduced])
+        lanes = self._lanes_for(shape[-1])
+        block = lanes * _UNROLL
         *lengths, last = shape
-        variables = (Variable("unit", math.prod(lengths)), Variable("i", last))
-        place = ix.linear([ix.of(v) for v in variables], (variables[0].length, last))
+        taken = len(lengths) if lengthwise else self._outer(lengths)
+        variables = (
+            Variable("unit", math.prod(lengths[:taken])),
+            *nests.variables("j", lengths[taken:]),
+            Variable("i", last),
+        )
+        place = ix.linear([ix.of(v) for v in variables], [v.length for v in variables])
         at = ix.along(place, out.shape)
         if operation.primitive.name == "window_put":
             place_in = nests.covering(operation, at, over_at)[1]
@@ -500,14 +517,13 @@ class Emitter:
                 store(state)
             return
 
-        lanes = self._lanes_for(last)
-        block = lanes * _UNROLL
-        pieces = -(-last // block)
+        # Many short pieces of work would spend their time on finding out where they are.
+        pieces = -(-last // block) if int(variables[0].length) < _ENOUGH else 1
         self.units = variables[0].length * pieces
 
         def side_by_side(first: Value, width: int, count: int) -> None:
             """The reductions of `count` vectors of neighbouring results."""
-            e.vector, e.lanes = (variables[1], width) if width > 1 else (None, 1)
+            e.vector, e.lanes = (variables[-1], width) if width > 1 else (None, 1)
             starts = [reduction.start(width) for _ in range(count)]
             size = len(starts[0])
 
@@ -522,30 +538,48 @@ class Emitter:
                 return result
 
             flat = [x for state in starts for x in state]
-            if not empty:
+            lengths = [int(v.length) for v in over]
+            if math.prod(lengths) <= _WINDOW and not any(isinstance(v.length, Size) for v in over):
+                # One after the other, so that what depends on the place alone is computed before.
+                for place in itertools.product(*map(range, lengths)):
+                    for v, number in zip(over, place, strict=True):
+                        e.counters[v.key] = f.constant(number, "i64")
+                    flat = body(flat)
+            else:
                 flat = self._nested([(v, v.length) for v in over], flat, body)
             for number in range(count):
                 select(number)
                 store(flat[number * size : (number + 1) * size])
             e.vector, e.lanes = None, 1
 
+        def along(piece: Value | None) -> None:
+            """All of the last axis, or one piece of it."""
+            whole, rest = last - last % block, last - last % lanes
+            spans = ((block, _UNROLL, 0, whole), (lanes, 1, whole, rest), (1, 1, rest, last))
+            for step, count, low, high in spans:
+                if is_surely_less(high, low + 1):
+                    continue
+                start, stop = f.constant(low, "i64"), f.constant(high, "i64")
+                if piece is not None:
+                    end = f.binary("add", piece, f.constant(block, "i64"))
+                    start = f.intrinsic("llvm.smax", start, piece)
+                    stop = f.intrinsic("llvm.smin", stop, end)
+                with f.loop(start, stop, step) as loop:
+                    side_by_side(loop.counter, step // count, count)
+
+        def inside(carried: list[Value]) -> list[Value]:
+            along(None)
+            return carried
+
         with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
-            count = f.constant(pieces, "i64")
-            e.counters["unit"] = f.binary("udiv", loop.counter, count)
-            piece = f.binary("urem", loop.counter, count)
-            start = f.binary("mul", piece, f.constant(block, "i64"))
-            if int(last) >= block:
-                with f.when(f.compare("sle", start, f.constant(last - block, "i64"))):
-                    side_by_side(start, lanes, _UNROLL)
-            rest = last % block
-            if rest:
-                first = f.constant(last - rest, "i64")
-                with f.when(f.compare("eq", start, first)):
-                    with f.loop(first, last - rest % lanes, lanes) as inside:
-                        side_by_side(inside.counter, lanes, 1)
-                    if rest % lanes:
-                        with f.loop(last - rest % lanes, last) as inside:
-                            side_by_side(inside.counter, 1, 1)
+            if pieces == 1:
+                e.counters["unit"] = loop.counter
+                self._nested([(v, v.length) for v in variables[1:-1]], [], inside)
+            else:
+                count = f.constant(pieces, "i64")
+                e.counters["unit"] = f.binary("udiv", loop.counter, count)
+                piece = f.binary("urem", loop.counter, count)
+                along(f.binary("mul", piece, f.constant(block, "i64")))
 
     def _running(self, nest: Single) -> None:
         """Running sums: along the axis one after the other, across it side by side."""

@@ -85,8 +85,8 @@ class Reduction:
             update, chosen = elements
             over, present = place
             assert isinstance(chosen, Value)
-            here = self._e.value(over)
-            named = f.compare("eq", f.convert("sext", chosen, "i64"), here)
+            here = f.convert("trunc", self._e.value(over), "i32")
+            named = f.compare("eq", chosen, here)
             if present is not None:
                 named = f.binary("and", named, present)
             zero = self._e.immediate(0, self._dtype)
