@@ -129,7 +129,7 @@ class Fuser:
             is_inline = name in elementwise.TABLE or name in _INLINE or is_disjoint(operation)
             if not is_inline or len(outputs) > 1:
                 self._roots |= {id(x) for x in outputs}
-            if name in ("matmul", "conv"):
+            if name in ("matmul", "conv", "winograd"):
                 self._product(operation, readers.get(id(outputs[0]), ()))
             for x in self._repeated(operation):
                 self._force(x)
@@ -192,7 +192,7 @@ class Fuser:
             return [x for x in inputs if int(x.size) < int(operation.output().size)]
         if name == "dynamic_update_slice" or name in views.TABLE:
             return inputs[1:]  # indices
-        if name in ("window_max", "window_sum", "window_put", "matmul", "conv"):
+        if name in ("window_max", "window_sum", "window_put", "matmul", "conv", "winograd"):
             return inputs
         if name in ("scatter_add", "random_bits"):
             return inputs
@@ -217,12 +217,16 @@ class Fuser:
         x, w, out = *operation.inputs, operation.output()
         if out.dtype not in dtypes.FLOATING or 0 in (*x.shape, *w.shape, *out.shape):
             return
+        name = operation.primitive.name
         result, order = out, tuple(range(out.ndim))
+        if name == "winograd":
+            self.products[id(out)] = self._winograd(operation)
+            return
         if len(readers) == 1 and readers[0].primitive.name == "permute":
             # Nobody wants it the way it is: compute it the way it is wanted.
             result, order = readers[0].output(), readers[0].params["axes"]
             self._roots = self._roots - {id(out)} | {id(result)}
-        if operation.primitive.name == "matmul":
+        if name == "matmul":
             axes = nests.variables("m", (*out.shape, x.shape[-1]))
             *batch, row, column, summed = axes
             b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
@@ -246,7 +250,7 @@ class Fuser:
             at_a, at_b, indices = (o[0], *space, channel), (*place, last), (*o, last)
         read_a, read_b = self._affine(x, at_a), self._affine(w, at_b)
         indices = tuple(indices[axis] for axis in order)
-        if operation.primitive.name == "matmul":
+        if name == "matmul":
             row = rows[0]
             # Columns are neighbours in b, if it can be, and in the result, if there is a choice.
             either = self._step(read_a, row) == 1, self._step(read_b, column) == 1
@@ -259,12 +263,38 @@ class Fuser:
             operation, result, batches, rows, column, sums, read_a, read_b, indices
         )
 
+    def _winograd(self, operation: Operation) -> Product:
+        """A Winograd convolution, of what a tile reads for its first result."""
+        (x, u), out = operation.inputs, operation.output()
+        groups = operation.params["groups"]
+        share = out.shape[-1] // groups
+        rows = nests.variables("m", out.shape[:-1])
+        group, column = Variable("g", groups), Variable("c", share)
+        channel = Variable("k0", u.shape[2])
+        g, k, o = ix.of(group), ix.of(channel), [ix.of(v) for v in rows]
+        read = self._affine(x, (*o, ix.total([(g, u.shape[2]), (k, 1)])))
+        if self._step(read, channel) != 1:
+            self._roots.add(id(x))
+            read = Read(x, (*o, ix.total([(g, u.shape[2]), (k, 1)])))
+        self._roots.add(id(u))
+        kernels = Read(u, (Index(), Index(), k, Index()))
+        last = ix.total([(g, share), (ix.of(column), 1)])
+        return Product(
+            operation, out, (group,), rows, column, (channel,), read, kernels, (*o, last)
+        )
+
     def _affine(self, tensor: Tensor, indices: Sequence[Index]) -> Read:
         """What a product reads, as loops with fixed steps over a tensor that has memory."""
-        read = read_through(tensor, indices, self.is_stored)
-        place = ix.linear(read.indices, read.tensor.shape)
-        if any(v.kind != "loop" for v, _ in place.terms.values()):
-            read = Read(tensor, tuple(indices))
+        read = best = Read(tensor, tuple(indices))
+        while not self.is_stored(read.tensor) and read.tensor.operation is not None:
+            operation = read.tensor.operation
+            if operation.primitive.name not in views.PLAIN:
+                break
+            read = views.TABLE[operation.primitive.name](operation, read.indices)
+            place = ix.linear(read.indices, read.tensor.shape)
+            if all(v.kind == "loop" for v, _ in place.terms.values()):
+                best = read
+        read = best
         if read.tensor._value is None and id(read.tensor) not in self._inputs:
             self._roots.add(id(read.tensor))
         return read

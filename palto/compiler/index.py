@@ -186,14 +186,27 @@ def replace(index: Index, values: dict[str, Index]) -> Index:
     return total(parts)
 
 
-def is_plain(index: Index) -> bool:
-    """Whether an index is made of loop counters without division."""
-    return all(
-        variable.kind == "loop"
-        or (variable.kind == "assumed" and variable.index is not None and is_plain(variable.index))
-        or (variable.kind == "element" and all(is_plain(i) for i in variable.source.indices))
-        for variable, _ in index.terms.values()
-    )
+def divided(index: Index) -> set[str]:
+    """The loop counters that an index divides."""
+    found: set[str] = set()
+    for variable, _ in index.terms.values():
+        if variable.kind == "element":
+            for i in variable.source.indices:
+                found |= divided(i)
+        elif variable.index is not None:
+            inside = variable.index
+            found |= divided(inside) if variable.kind == "assumed" else counters(inside)
+    return found
+
+
+def counters(index: Index) -> set[str]:
+    """The loop counters that an index depends on."""
+    found: set[str] = set()
+    for variable, _ in index.terms.values():
+        parts = variable.source.indices if variable.kind == "element" else [variable.index]
+        inner = [part for part in parts if part is not None]
+        found |= set().union(*map(counters, inner)) if inner else {variable.key}
+    return found
 
 
 def strides_of(shape: Sequence[int]) -> list[int]:

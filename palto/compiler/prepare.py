@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from palto.compiler import index as ix
-from palto.compiler import views
+from palto.compiler import views, winograd
 from palto.compiler.simplify import Apply, Rule
 from palto.compiler.sizes import Size
 from palto.tensor.graph import Operation
@@ -133,7 +133,9 @@ def _without_padding(name: str) -> Rule:
         params["padding"] = ((0, 0),) * dims
         params["input_dilation"] = (1,) * dims
         row = window.window_sum if name == "window_sum" else contract.conv
-        return apply(row, _padded(x, low, high, gap, apply), *inputs[1:], **params)
+        x = _padded(x, low, high, gap, apply)
+        fewer = winograd.rewritten(x, inputs[1], params, apply) if row is contract.conv else None
+        return apply(row, x, *inputs[1:], **params) if fewer is None else fewer
 
     return rule
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from palto.compiler import index as ix
-from palto.compiler import nests
+from palto.compiler import nests, winograd
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import contract
+from palto.compiler.llvm import winograd as llvm_winograd
 from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.expressions import Expressions
@@ -30,6 +31,8 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
+#: What a division of each lane's own index counts, in divisions of an index that lanes share.
+_DIVIDED_LANES = 1000
 
 #: Layers of one size share their plan.
 _planned = functools.lru_cache(maxsize=1024)(contract.plan)
@@ -181,10 +184,20 @@ class Emitter:
         return Group(shape, nests.variables("i", shape), rows)
 
     def _divisions(self, nest: Group, places: Group) -> int:
-        """How many indices need a division when the nest runs over these places."""
+        """How many indices need a division when the nest runs over these places.
+
+        One whose lanes differ counts more than any number of others.
+        """
         place = places.place()
         row = place if places.rows is None else places.row()
+        last = places.variables[-1].key if places.variables else ""
         count = 0
+
+        def look(index: Index) -> None:
+            nonlocal count
+            keys = ix.divided(ix.without_assumptions(index))
+            count += bool(keys) + _DIVIDED_LANES * (last in keys)
+
         for member in nest.members:
             walk = nests.Walk(self._is_stored)
             at = nests.source_indices(member, place, row)
@@ -192,12 +205,12 @@ class Emitter:
             for tensor, indices in walk.reads:
                 buffer = self._stored(tensor)
                 if buffer is not None and indices is not None:
-                    count += not ix.is_plain(ix.without_assumptions(buffer.place_of(indices)))
-            count += sum(not ix.is_plain(i) for i in walk.numbers)
+                    look(buffer.place_of(indices))
+            for index in walk.numbers:
+                look(index)
             buffer = self._stored(member.tensor)
             if buffer is not None:
-                target = buffer.place_of(nests.target_indices(member, place, row))
-                count += not ix.is_plain(target)
+                look(buffer.place_of(nests.target_indices(member, place, row)))
         return count
 
     def _group(self, nest: Group) -> None:
@@ -392,6 +405,9 @@ class Emitter:
 
     def _product(self, nest: Group, product: Product) -> None:
         """A contraction, whose finished sums go through the members while in registers."""
+        if product.operation.primitive is winograd.winograd:
+            self._winograd(nest, product)
+            return
         f, e = self.f, self.e
         out = product.result
         kind = LLVM_TYPES[out.dtype]
@@ -429,23 +445,10 @@ class Emitter:
         if plan.partial:
             partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
         place = ix.linear([ix.replace(i, values) for i in product.indices], out.shape)
+        outer = [variable for variable, _ in (*batch, *rows)]
 
         def finish(batch_at: list[Value], rows_at: list[Value], column: Value, sums: Value) -> None:
-            e.round += 1
-            counters = zip([*batch, *rows], [*batch_at, *rows_at], strict=True)
-            e.counters.update({variable.key: at for (variable, _), at in counters})
-            e.counters[product.column.key] = column
-            e.lanes = sums.lanes
-            e.vector = product.column if sums.lanes > 1 else None
-            e.known[id(out)] = place, sums
-            buffer = self._stored(out)
-            if buffer is not None:
-                self._pending.append((buffer, ix.along(place, out.shape), sums))
-            for member in nest.members:
-                self._member(member, place, place)
-            self._flush()
-            e.known.clear()
-            e.vector, e.lanes = None, 1
+            self._finished(nest, product, place, outer, [*batch_at, *rows_at], column, sums)
 
         def load(operand: tuple[Buffer, Index], index: Value, lanes: int) -> Value:
             buffer, at = operand
@@ -455,6 +458,52 @@ class Emitter:
         contract.emit(
             f, plan, lambda i, lanes=1: load(a, i, lanes), lambda i, lanes: load(b, i, lanes),
             partial, f.parameters["first"], f.parameters["last"], finish,
+        )  # fmt: skip
+
+    def _finished(
+        self,
+        nest: Group,
+        product: Product,
+        place: Index,
+        outer: Sequence[Variable],
+        at: Sequence[Value],
+        column: Value,
+        sums: Value,
+    ) -> None:
+        """Take finished sums through the members of a nest, and store what is wanted."""
+        e, out = self.e, product.result
+        e.round += 1
+        e.counters.update({v.key: value for v, value in zip(outer, at, strict=True)})
+        e.counters[product.column.key] = column
+        e.lanes = sums.lanes
+        e.vector = product.column if sums.lanes > 1 else None
+        e.known[id(out)] = place, sums
+        buffer = self._stored(out)
+        if buffer is not None:
+            self._pending.append((buffer, ix.along(place, out.shape), sums))
+        for member in nest.members:
+            self._member(member, place, place)
+        self._flush()
+        e.known.clear()
+        e.vector, e.lanes = None, 1
+
+    def _winograd(self, nest: Group, product: Product) -> None:
+        f, e, out = self.f, self.e, product.result
+        (x, at), (u, _) = self._operand(product.a), self._operand(product.b)
+        outer = [*product.batch, *product.rows]
+        group, *space = [at.terms[v.key][1] if v.key in at.terms else 0 for v in outer]
+        layout = llvm_winograd.Layout(
+            out.shape[0], (out.shape[1], out.shape[2]), product.batch[0].length,
+            product.summed[0].length, product.column.length, product.b.tensor.shape[3],
+            (space[0], space[1], space[2], group), at.constant, self.machine,
+        )  # fmt: skip
+        self.units, self.plan = layout.units, layout.plan
+        scratch = e.pointer(Buffer((layout.units * layout.scratch,), out.dtype, "arena"))
+        place = ix.linear(product.indices, out.shape)
+        llvm_winograd.emit(
+            f, layout, lambda i, lanes: f.load(e.pointer(x), i, "float", lanes),
+            lambda i, lanes: f.load(e.pointer(u), i, "float", lanes), scratch,
+            lambda at, column, sums: self._finished(nest, product, place, outer, at, column, sums),
         )  # fmt: skip
 
     def _operand(self, read: nests.Read) -> tuple[Buffer, Index]:

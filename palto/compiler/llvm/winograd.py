@@ -1,0 +1,305 @@
+"""The code of a Winograd convolution: a block of tiles at a time, whose numbers stay in the cache.
+
+See palto.compiler.winograd for what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from palto.compiler.llvm import contract
+from palto.compiler.llvm.builder import Function, Value
+from palto.compiler.llvm.contract import Axis, Contraction, Machine, Plan
+from palto.compiler.winograd import PIXELS, RESULTS
+
+#: Bytes that the transformed tiles of a block may take.
+_BLOCK = 600 << 10
+#: The most tiles of a block, and the multiple of a register tile's height that it has.
+_MOST_TILES, _ROWS = 48, 6
+#: Elements after each of the 36 parts of a block, so that they do not share places of the cache.
+_GAP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is convolved, and how it is cut.
+
+    Attributes:
+        images: how many.
+        size: height and width of a result.
+        groups: how many groups of channels.
+        channels: of the input, in a group.
+        share: outputs of a group.
+        panel: outputs side by side.
+        strides: elements between images, rows, pixels and groups of the input.
+        start: the input's first element.
+        machine: what it is planned for.
+    """
+
+    images: int
+    size: tuple[int, int]
+    groups: int
+    channels: int
+    share: int
+    panel: int
+    strides: tuple[int, int, int, int]
+    start: int
+    machine: Machine
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles along a result's height and width."""
+        return -(-self.size[0] // RESULTS), -(-self.size[1] // RESULTS)
+
+    @property
+    def total(self) -> int:
+        """All tiles of a group."""
+        return self.images * math.prod(self.tiles)
+
+    @property
+    def block(self) -> int:
+        """Tiles of a block."""
+        most = min(_BLOCK // (4 * PIXELS**2 * self.channels), _MOST_TILES)
+        even = -(-self.total // (2 * self.machine.threads))  # something to do for every thread
+        return max(min(most, even) // _ROWS, 1) * _ROWS
+
+    @property
+    def units(self) -> int:
+        """Blocks of tiles, of all groups."""
+        return self.groups * -(-self.total // self.block)
+
+    @property
+    def part(self) -> int:
+        """Elements from one of the 36 parts of the transformed tiles to the next."""
+        return self.block * self.channels + _GAP
+
+    @property
+    def sums_part(self) -> int:
+        """Likewise, of the sums of a panel."""
+        return self.block * self.panel + _GAP
+
+    @property
+    def scratch(self) -> int:
+        """Elements that a unit needs."""
+        return PIXELS**2 * (self.part + self.sums_part)
+
+    @property
+    def plan(self) -> Plan:
+        """The 36 matrix products of a block and a panel."""
+        panels = self.groups * self.share // self.panel
+        return contract.plan(
+            Contraction(
+                "float",
+                (Axis(PIXELS**2, self.part, panels * self.channels * self.panel),),
+                (Axis(self.block, self.channels),),
+                self.panel,
+                (Axis(self.channels, 1, self.panel),),
+            ),
+            self.machine,
+        )
+
+
+#: Takes group, image, row and pixel, the first output's number in the group, and results.
+Finish = Callable[[list[Value], Value, Value], None]
+
+
+def emit(
+    f: Function,
+    layout: Layout,
+    load_x: Callable[[Value, int], Value],
+    load_u: Callable[[Value, int], Value],
+    scratch: Value,
+    finish: Finish,
+) -> None:
+    """Write the loops over the units from parameter `first` to parameter `last`.
+
+    Args:
+        f: where to write.
+        layout: what is convolved.
+        load_x: so many neighbouring elements of the input, from an offset on.
+        load_u: likewise of the transformed kernels.
+        scratch: a pointer to `layout.units` times `layout.scratch` elements.
+        finish: takes finished results.
+    """
+    with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+        region = f.binary("mul", f.parameters["first"], f.constant(layout.scratch, "i64"))
+        _Emitter(f, layout, load_x, load_u, scratch, region, finish).unit(loop.counter)
+
+
+def turned(grid: list[list[Value]]) -> list[list[Value]]:
+    """The columns of a grid."""
+    return [list(line) for line in zip(*grid, strict=True)]
+
+
+@dataclass(slots=True)
+class _Emitter:
+    f: Function
+    layout: Layout
+    load_x: Callable[[Value, int], Value]
+    load_u: Callable[[Value, int], Value]
+    scratch: Value
+    region: Value
+    finish: Finish
+
+    def unit(self, number: Value) -> None:
+        """A block of tiles of one group."""
+        f, x = self.f, self.layout
+        blocks = self.constant(x.units // x.groups)
+        group = self.constant(0)
+        if x.groups > 1:
+            group, number = f.binary("udiv", number, blocks), f.binary("urem", number, blocks)
+        first = f.binary("mul", number, self.constant(x.block))
+        rest = f.binary("sub", self.constant(x.total), first)
+        count = f.intrinsic("llvm.smin", rest, self.constant(x.block))
+        with f.loop(0, count) as loop:
+            self.transform(group, loop.counter, self.add(first, loop.counter))
+        panels, plan = x.share // x.panel, x.plan
+        with f.loop(0, panels) as loop:
+            panel = self.add(self.times(group, panels), loop.counter)
+            kernels = self.times(panel, x.channels * x.panel)
+            contract.emit(
+                f, plan,
+                lambda at, lanes=1: self.load(self.add(self.region, at), lanes),
+                lambda at, lanes: self.load_u(self.add(kernels, at), lanes),
+                None, self.constant(0), self.constant(plan.units),
+                lambda part, row, column, sums: self.store(
+                    self.add(self.sums_at(part[0], row[0]), column), sums
+                ),
+                private=True,
+            )  # fmt: skip
+            with f.loop(0, count) as inner:
+                tile = self.add(first, inner.counter)
+                self.results(group, inner.counter, tile, self.times(loop.counter, x.panel))
+
+    def transform(self, group: Value, slot: Value, tile: Value) -> None:
+        """The 36 numbers of a tile, for each channel."""
+        f, x, lanes = self.f, self.layout, self.lanes
+        image, row, column = self.where(tile)
+        base = self.add(self.times(image, x.strides[0]), x.start)
+        base = self.add(base, self.times(group, x.strides[3]))
+        # Below the last row there is nothing; what is computed there is not wanted.
+        rows, columns = (
+            [
+                self.times(
+                    f.intrinsic("llvm.smin", self.add(at, i), self.constant(size + 1)), stride
+                )
+                for i in range(PIXELS)
+            ]
+            for at, size, stride in zip((row, column), x.size, x.strides[1:3], strict=True)
+        )
+        target = self.add(self.region, self.times(slot, x.channels))
+        with f.loop(0, x.channels, lanes) as loop:
+            at = self.add(base, loop.counter)
+            pixels = [
+                [self.load_x(self.add(at, self.add(i, j)), lanes) for j in columns] for i in rows
+            ]
+            down = turned([self.of_pixels(line) for line in turned(pixels)])
+            place = self.add(target, loop.counter)
+            for i, line in enumerate(down):
+                for j, value in enumerate(self.of_pixels(line)):
+                    self.store(self.add(place, (PIXELS * i + j) * x.part), value)
+
+    def results(self, group: Value, slot: Value, tile: Value, first: Value) -> None:
+        """The 16 results of a tile, for each output of a panel."""
+        f, x, lanes = self.f, self.layout, self.lanes
+        image, row, column = self.where(tile)
+        source = self.sums_at(self.constant(0), slot)
+        with f.loop(0, x.panel, lanes) as loop:
+            at = self.add(source, loop.counter)
+            sums = [
+                [self.load(self.add(at, (PIXELS * i + j) * x.sums_part), lanes)
+                 for j in range(PIXELS)]
+                for i in range(PIXELS)
+            ]  # fmt: skip
+            down = turned([self.of_sums(line) for line in turned(sums)])
+            output = self.add(first, loop.counter)
+            for i, line in enumerate(down):
+                with self.inside(self.add(row, i), x.size[0]) as y:
+                    for j, value in enumerate(self.of_sums(line)):
+                        with self.inside(self.add(column, j), x.size[1]) as pixel:
+                            self.finish([group, image, y, pixel], output, value)
+
+    @contextmanager
+    def inside(self, at: Value, size: int) -> Iterator[Value]:
+        """What is done only for a row, or a pixel, of the result."""
+        if size % RESULTS == 0:
+            yield at
+            return
+        with self.f.when(self.f.compare("slt", at, self.constant(size))):
+            yield at
+
+    def where(self, tile: Value) -> tuple[Value, Value, Value]:
+        """The image of a tile, and the row and the pixel of its first result."""
+        f, (down, across) = self.f, self.layout.tiles
+        line = f.binary("udiv", tile, self.constant(across))
+        column = f.binary("sub", tile, self.times(line, across))
+        image = f.binary("udiv", line, self.constant(down))
+        row = f.binary("sub", line, self.times(image, down))
+        return image, self.times(row, RESULTS), self.times(column, RESULTS)
+
+    # Transformations along a side; the matrices are in palto.compiler.winograd
+
+    def of_pixels(self, d: list[Value]) -> list[Value]:
+        a, b = self.plus(d[4], -4, d[2]), self.plus(d[3], -4, d[1])
+        c, e = self.minus(d[4], d[2]), self.minus(d[3], d[1])
+        return [
+            self.plus(self.plus(d[4], -5, d[2]), 4, d[0]),
+            self.sum(a, b),
+            self.minus(a, b),
+            self.plus(c, 2, e),
+            self.plus(c, -2, e),
+            self.plus(self.plus(d[5], -5, d[3]), 4, d[1]),
+        ]
+
+    def of_sums(self, m: list[Value]) -> list[Value]:
+        a, b = self.sum(m[1], m[2]), self.minus(m[1], m[2])
+        c, d = self.sum(m[3], m[4]), self.minus(m[3], m[4])
+        return [
+            self.sum(self.sum(m[0], a), c),
+            self.plus(b, 2, d),
+            self.plus(a, 4, c),
+            self.plus(self.sum(m[5], b), 8, d),
+        ]
+
+    def sum(self, a: Value, b: Value) -> Value:
+        return self.f.binary("fadd", a, b)
+
+    def minus(self, a: Value, b: Value) -> Value:
+        return self.f.binary("fsub", a, b)
+
+    def plus(self, a: Value, factor: float, b: Value) -> Value:
+        """A number plus another times a factor."""
+        number = self.f.constant(factor, "float", b.lanes)
+        if self.layout.machine.fused:
+            return self.f.fma(number, b, a)
+        return self.sum(a, self.f.binary("fmul", number, b))
+
+    # Places
+
+    @property
+    def lanes(self) -> int:
+        return self.layout.machine.vector_bytes // 4
+
+    def sums_at(self, part: Value, slot: Value) -> Value:
+        """Where the sums of a tile are."""
+        x = self.layout
+        place = self.add(self.times(part, x.sums_part), self.times(slot, x.panel))
+        return self.add(self.add(self.region, place), PIXELS**2 * x.part)
+
+    def load(self, at: Value, lanes: int) -> Value:
+        return self.f.load(self.scratch, at, "float", lanes, changes=True)
+
+    def store(self, at: Value, value: Value) -> None:
+        self.f.store(self.scratch, at, value)
+
+    def constant(self, x: int) -> Value:
+        return self.f.constant(x, "i64")
+
+    def add(self, x: Value, y: int | Value) -> Value:
+        return self.f.binary("add", x, self.constant(y) if isinstance(y, int) else y)
+
+    def times(self, x: Value, y: int) -> Value:
+        return self.f.binary("mul", x, self.constant(y))

@@ -1,0 +1,128 @@
+"""Winograd convolutions: what they mean, where they are chosen, and that native code does it."""
+
+import numpy as np
+import pytest
+
+import palto
+from palto import nn
+from palto.compiler import winograd
+from palto.tensor.graph import Spec
+
+SHAPES = [  # images, height, width, channels, outputs, groups
+    (2, 8, 8, 32, 32, 1),
+    (3, 7, 9, 32, 64, 1),
+    (1, 4, 4, 64, 32, 1),
+    (2, 13, 13, 64, 64, 2),
+    (9, 14, 15, 32, 96, 1),
+    (1, 6, 7, 160, 32, 1),
+]
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    monkeypatch.delenv("PALTO_THREADS", raising=False)
+    before = palto.get_num_threads()
+    yield
+    palto.set_num_threads(before)
+
+
+def inputs(n, h, w, c, o, groups):
+    rng = np.random.default_rng(n + h + c)
+    x = rng.normal(size=(n, h, w, c)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, c // groups, o)).astype(np.float32) / 20
+    bias = rng.normal(size=o).astype(np.float32)
+    return x, kernel, bias
+
+
+def used(function, *arguments):
+    """The kinds of the program's steps."""
+    return [row.kind for row in function.explain(*arguments).rows]
+
+
+def layer(groups):
+    def function(x, kernel, bias):
+        return nn.functional.relu(nn.functional.conv2d(x, kernel, bias, padding=1, groups=groups))
+
+    return function
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_native_code_is_the_convolution(shape):
+    arguments, groups = inputs(*shape), shape[-1]
+    expected = layer(groups)(*map(palto.asarray, arguments)).numpy()
+    compiled = palto.compile(layer(groups))
+    found = []
+    for count in (1, 2, 3):
+        palto.set_num_threads(count)
+        found.append(compiled(*arguments).numpy())
+        np.testing.assert_allclose(found[-1], expected, rtol=1e-4, atol=2e-5)
+        assert found[-1].tobytes() == found[0].tobytes()
+    assert "winograd" in used(compiled, *arguments)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_primitive_means_the_convolution(shape):
+    (x, kernel, _), groups = inputs(*shape), shape[-1]
+    c, o = shape[3:5]
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype(np.float64)
+    panel = 16
+    turned = kernel.reshape(9, c // groups, o // panel, panel).transpose(0, 2, 1, 3)
+    u = winograd._kernel_matrix().numpy().astype(np.float64) @ turned.reshape(9, -1)
+    u = u.reshape(36, o // panel, c // groups, panel)
+    found = winograd.winograd.numpy(padded, u, groups=groups)
+    expected = nn.functional.conv2d(
+        palto.asarray(x.astype(np.float64)), palto.asarray(kernel.astype(np.float64)),
+        padding=1, groups=groups,
+    ).numpy()  # fmt: skip
+    spec = winograd.winograd.infer(palto.asarray(padded), palto.asarray(u), groups=groups)
+    assert spec == Spec(found.shape, found.dtype) and found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_learns_as_the_direct_one(monkeypatch):
+    """Both gradients, through a whole step."""
+    (x, kernel, bias), found = inputs(4, 12, 12, 32, 32, 1), []
+    for choice in ("1", "0"):
+        monkeypatch.setenv("PALTO_WINOGRAD", choice)
+        w, b = palto.Cell(kernel, requires_grad=True), palto.Cell(bias, requires_grad=True)
+
+        @palto.compile(keep_grad=True)
+        def step(images, w=w, b=b):
+            images = palto.tanh(nn.functional.conv2d(images, w, b, padding=1))
+            images = nn.functional.conv2d(images, w, b, padding=1)
+            loss = (images**2).mean()
+            loss.backward()
+            return loss
+
+        loss = step(x)
+        assert ("winograd" in used(step, x)) == (choice == "1")
+        found.append([loss.numpy(), w.grad.numpy(), b.grad.numpy()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": (2, 8, 8, 16), "w": (3, 3, 16, 32)},  # few channels
+        {"x": (2, 5, 5, 32), "w": (3, 3, 32, 32)},  # most of a tile would be wasted
+        {"stride": 2},
+        {"dilation": 2},
+        {"w": (5, 5, 32, 32)},
+        {"w": (3, 3, 32, 40)},  # no whole panels
+        {"dtype": np.float64},
+    ],
+)
+def test_where_the_direct_way_is_taken(change):
+    rng = np.random.default_rng(0)
+    dtype = change.pop("dtype", np.float32)
+    x = rng.normal(size=change.pop("x", (2, 8, 8, 32))).astype(dtype)
+    w = rng.normal(size=change.pop("w", (3, 3, 32, 32))).astype(dtype)
+
+    def function(x, w):
+        return nn.functional.conv2d(x, w, padding=1, **change)
+
+    compiled = palto.compile(function)
+    expected = function(palto.asarray(x), palto.asarray(w)).numpy()
+    np.testing.assert_allclose(compiled(x, w).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert "winograd" not in used(compiled, x, w)
