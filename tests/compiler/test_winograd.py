@@ -76,7 +76,7 @@ def test_the_primitive_means_the_convolution(shape):
     ).numpy()  # fmt: skip
     spec = winograd.winograd.infer(palto.asarray(padded), palto.asarray(u), groups=groups)
     assert spec == Spec(found.shape, found.dtype) and found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_learns_as_the_direct_one(monkeypatch):
