@@ -39,8 +39,9 @@ SUMMED_BLOCK = 384
 SUMMED_WHOLE = 800
 #: The least multiplications and additions that make a unit of their own.
 UNIT_FLOPS = 1 << 18
-#: What a block of a costs that leaves the second cache.
-AWAY = 0.06
+#: What each doubling costs of what a unit walks through again and again, from half of the second
+#: cache on.
+AWAY = 0.05
 #: What copies cost, in time of a tile's multiplications: of a tile's rows, and of a panel of b.
 COPY_A, COPY_B = 0.3, 1.2
 #: From so many bytes between neighbours along so many summed elements, they share few places of the
@@ -468,8 +469,10 @@ def _cost(p: Plan) -> float:
     rows = lines * tiles
     far_a, far_b = _far(p)
     each = 1.0 + far_a * (not p.packs_a) + far_b * (not p.packs_b)
-    # A block of a that leaves the second cache comes from farther away for each panel.
-    each += AWAY * min(1.0, max(0.0, 2 * _block_bytes(p) / p.machine.l2 - 1))
+    # A block of a that leaves the second cache comes from farther away for each panel, and so do
+    # unfinished sums for each block.
+    again = _block_bytes(p) + p.kept * size_of(p.contraction.kind)
+    each += AWAY * math.log2(max(1.0, 2 * again / p.machine.l2))
     copies = COPY_A * rows * p.packs_a + COPY_B * panels * p.packs_b
     unit = each * panels * rows + copies + 0.1
     # Fewer threads than planned for should find enough units too.
