@@ -21,6 +21,9 @@ RAW, PAGE, PICTURE = "benchmark.json", "performance.md", "pictures/benchmark.svg
 #: The marked places of the page, and the workloads of each.
 SECTIONS = {"main": MAIN, "more": MORE}
 
+#: Between turns of one side: more says that other programs were running.
+LOUD = 1.3
+
 #: What one run of a workload found: see `training.measure`.
 Run = dict[str, Any]
 #: By the workload's name and by the number of threads, which is text as in every JSON.
@@ -50,7 +53,7 @@ def record(docs: Path, name: str, threads: int, run: Run) -> None:
     """Keep a run in place of the workload's last one on as many threads, and draw all anew."""
     runs = load(docs)
     runs.setdefault(name, {})[str(threads)] = run
-    write(docs / RAW, (json.dumps(runs, indent=1, sort_keys=True) + "\n").encode())
+    write(docs / RAW, (json.dumps(runs, indent=1) + "\n").encode())
     redraw(docs)
 
 
@@ -144,18 +147,24 @@ def provenance(rows: list[tuple[Workload, str, Run]]) -> str:
     """When and where each row was measured, with which versions, and who is missing."""
     found: dict[str, list[str]] = {}
     absent: dict[str, list[str]] = {}
+    restless: list[str] = []
     for workload, threads, run in rows:
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         found.setdefault(f"{run['date']}, {run['machine']}; {versions}", []).append(workload.title)
         for way, reason in run["left_out"].items():
             place = f"{workload.name} on {threads} thread{'s' * (threads != '1')}"
             absent.setdefault(f"{way}: {reason}", []).append(place)
+        medians = run["sides"]["Palto"].get("medians of turns", [1.0])
+        if max(medians) > LOUD * min(medians):
+            restless.append(f"{workload.name} on {threads} ({max(medians) / min(medians):.1f}x)")
     lines = []
     for where, titles in found.items():
         which = "" if len(found) == 1 else f" ({'; '.join(dict.fromkeys(titles))})"
         lines.append(f"Measured on {where}{which}.")
     for reason, places in absent.items():
         lines.append(f"Left out of {', '.join(places)}: {reason}.")
+    if restless:
+        lines.append(f"The machine was not quiet: Palto's turns differ in {', '.join(restless)}.")
     return "\n".join(lines)
 
 
