@@ -152,8 +152,7 @@ def provenance(rows: list[tuple[Workload, str, Run]]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         found.setdefault(f"{run['date']}, {run['machine']}; {versions}", []).append(workload.title)
         for way, reason in run["left_out"].items():
-            place = f"{workload.name} on {threads} thread{'s' * (threads != '1')}"
-            absent.setdefault(f"{way}: {reason}", []).append(place)
+            absent.setdefault(reason, []).append(f"{way} of {workload.name} on {threads}")
         medians = run["sides"]["Palto"].get("medians of turns", [1.0])
         if max(medians) > LOUD * min(medians):
             restless.append(f"{workload.name} on {threads} ({max(medians) / min(medians):.1f}x)")
@@ -161,8 +160,8 @@ def provenance(rows: list[tuple[Workload, str, Run]]) -> str:
     for where, titles in found.items():
         which = "" if len(found) == 1 else f" ({'; '.join(dict.fromkeys(titles))})"
         lines.append(f"Measured on {where}{which}.")
-    for reason, places in absent.items():
-        lines.append(f"Left out of {', '.join(places)}: {reason}.")
+    for reason, ways in absent.items():
+        lines.append(f"Left out ({reason}): {'; '.join(ways)}.")
     if restless:
         lines.append(f"The machine was not quiet: Palto's turns differ in {', '.join(restless)}.")
     return "\n".join(lines)

@@ -105,7 +105,7 @@ def test_who_is_missing_and_what_disturbed_is_said(docs):
     found["left_out"]["MLX (eager)"] = "not ready in 60 s"
     found["sides"]["Palto"]["medians of turns"] = [0.001, 0.002]
     results.record(docs, "alexnet", 2, found)
-    assert "Left out of alexnet on 2 threads: MLX (eager): not ready in 60 s." in page(docs)
+    assert "Left out (not ready in 60 s): MLX (eager) of alexnet on 2." in page(docs)
     assert "not quiet: Palto's turns differ in alexnet on 2 (2.0x)" in page(docs)
 
 
