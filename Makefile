@@ -27,7 +27,7 @@ lint: setup-test ## ruff and mypy
 	$(python) -m ruff check .
 	$(python) -m mypy
 
-bench: setup-bench ## training steps beside PyTorch, JAX and TensorFlow
+bench: setup-bench ## training steps beside PyTorch, JAX, TensorFlow and MLX, into docs/
 	@$(python) benchmarks/training.py $(ARGS)
 
 clean: ## remove .venv, caches and build output

@@ -17,6 +17,7 @@ from functools import partial
 import llvmlite.binding as llvm
 import numpy as np
 
+from palto.compiler.explain import flops_peak
 from palto.compiler.llvm import contract
 from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.contract import Axis, Contraction, Machine, Plan
@@ -53,24 +54,6 @@ def best_seconds(functions: Sequence[Callable[[], None]], budget: float = 1.0) -
             function()
             best[number] = min(best[number], time.perf_counter() - start)
     return sum(best)
-
-
-def peak(machine: Machine) -> float:
-    """GFLOP/s of multiply-adds in float that do not wait for each other."""
-    lanes, sums, rounds = machine.vector_bytes // 4, 12, 200_000
-    f = Function("peak", [("ptr", "p")])
-    pointer = f.parameters["p"]
-    x = f.load(pointer, f.constant(0, "i64"), "float", lanes)
-    with f.loop(0, rounds, nonempty=True) as loop:
-        carried = [loop.carry(f.constant(i, "float", lanes)) for i in range(sums)]
-        for phi in carried:
-            loop.update(phi, f.fma(phi, x, x))
-    for i, phi in enumerate(carried):
-        f.store(pointer, f.constant(i * lanes, "i64"), loop.result(phi))
-    buffer = np.zeros(sums * lanes, np.float32)
-    run = native(f, [ctypes.c_void_p])
-    seconds = best_seconds([lambda: run(buffer.ctypes.data)], 0.3)
-    return 2 * sums * lanes * rounds / seconds / 1e9
 
 
 def compiled(plan: Plan) -> Callable[..., None]:
@@ -216,7 +199,8 @@ def main() -> None:
             for unit in range(plan.units)
         ]
         seconds = best_seconds(calls)
-        speed, limit = plan.flops / seconds / 1e9, peak(machine)
+        flops_peak.cache_clear()  # the processor's speed changes
+        speed, limit = plan.flops / seconds / 1e9, flops_peak("float", 1)
         tile = f"{plan.tiles[0].size}x{len(plan.panels[0].pieces)}"
         print(
             f"{name:46} {speed:7.1f} GFLOP/s {100 * speed / limit:4.0f} %  "

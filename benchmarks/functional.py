@@ -1,7 +1,7 @@
-"""The training steps in JAX and TensorFlow: one model and one Adam, over the operations of each.
+"""The training steps in JAX, TensorFlow and MLX: one model, over the operations of each.
 
-The sequential models are read off Palto's; images keep their channels last and weights their
-shapes, as both libraries want them.
+The sequential models are read off Palto's; images keep their channels last, as all three want
+them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from workloads import HEADS, Workload, weights_of
+from steps import palto_model
+from workloads import HEADS, Workload
 
 from palto import nn
 
 #: Of Adam, as PyTorch has it.
 RATE, MEAN, SQUARE, EPS = 1e-3, 0.9, 0.999, 1e-8
+
+
+def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
+    """A model's weights, by name."""
+    return {name: parameter.numpy() for name, parameter in model.named_parameters()}
 
 
 def forward(ops: Any, model: nn.Module, weights: dict[str, Any], x: Any) -> Any:
@@ -102,7 +108,7 @@ def jax_step(workload: Workload, *, repeats: int) -> Callable[[], float]:
     """So many steps in one call (in `lax.scan`, if more than one); the last loss."""
     import jax
 
-    numpy, ops, model = jax.numpy, JaxOperations(), workload.palto_model()
+    numpy, ops, model = jax.numpy, JaxOperations(), palto_model(workload)
     inputs, labels = (numpy.asarray(part) for part in workload.batch())
 
     def loss_of(weights: dict[str, Any]) -> Any:
@@ -124,7 +130,7 @@ def jax_step(workload: Workload, *, repeats: int) -> Callable[[], float]:
         )
         return (weights, means, squares, count), loss
 
-    weights = {name: numpy.asarray(value) for name, value in weights_of(workload).items()}
+    weights = {name: numpy.asarray(value) for name, value in weights_of(model).items()}
     zeros = jax.tree.map(numpy.zeros_like, weights)
     state = (weights, zeros, jax.tree.map(numpy.copy, zeros), numpy.zeros((), numpy.float32))
     if repeats == 1:
@@ -173,9 +179,9 @@ def tensorflow_step(workload: Workload, threads: int, *, compiled: bool) -> Call
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    ops, model = TensorFlowOperations(), workload.palto_model()
+    ops, model = TensorFlowOperations(), palto_model(workload)
     inputs, labels = (tf.constant(part) for part in workload.batch())
-    weights = {name: tf.Variable(value) for name, value in weights_of(workload).items()}
+    weights = {name: tf.Variable(value) for name, value in weights_of(model).items()}
     moments = {
         name: (tf.Variable(tf.zeros_like(w)), tf.Variable(tf.zeros_like(w)))
         for name, w in weights.items()
@@ -204,3 +210,60 @@ def tensorflow_step(workload: Workload, threads: int, *, compiled: bool) -> Call
         return loss
 
     return lambda: float(step())
+
+
+# --- MLX -----------------------------------------------------------------------------------------
+
+
+class MlxOperations:
+    """What `forward` asks of MLX."""
+
+    def __init__(self) -> None:
+        import mlx.core as mx
+        from mlx import nn as layers
+
+        self.relu, self.gelu, self.reshape = layers.relu, layers.gelu_approx, mx.reshape
+        self.permute, self.turned = mx.transpose, mx.transpose
+        self.softmax = lambda x: mx.softmax(x, -1)
+        self.where = lambda condition, x, y: mx.where(mx.array(condition), x, y)
+        self.take = lambda table, places: table[places]
+        self.conv = lambda x, w, stride, padding: mx.conv2d(x, w, stride, padding)
+        self.max_pool = lambda x, size, stride: layers.MaxPool2d(size, stride)(x)
+        self.layer_norm = lambda x: mx.fast.layer_norm(x, None, None, 1e-5)
+
+
+def mlx_step(workload: Workload, *, compiled: bool) -> Callable[[], float]:
+    """One step; through mx.compile or not."""
+    import mlx.core as mx
+    from mlx import nn as layers
+    from mlx import optimizers
+
+    ops, model = MlxOperations(), palto_model(workload)
+    inputs, labels = (mx.array(part) for part in workload.batch())
+    weights = {
+        # Kernels are (out, height, width, in).
+        name: mx.array(np.array(w.transpose(3, 0, 1, 2) if w.ndim == 4 else w, order="C"))
+        for name, w in weights_of(model).items()
+    }
+    optimizer = optimizers.Adam(RATE, betas=[MEAN, SQUARE], eps=EPS, bias_correction=True)
+    optimizer.init(weights)
+    state = [weights, optimizer.state]
+
+    def loss_of(weights: dict[str, Any]) -> Any:
+        logits = forward(ops, model, weights, inputs)
+        logits = logits.reshape(-1, logits.shape[-1])
+        return layers.losses.cross_entropy(logits, labels.reshape(-1), reduction="mean")
+
+    def step() -> Any:
+        loss, grads = mx.value_and_grad(loss_of)(weights)
+        weights.update(optimizer.apply_gradients(grads, weights))
+        return loss
+
+    program = mx.compile(step, inputs=state, outputs=state) if compiled else step
+
+    def call() -> float:
+        loss = program()
+        mx.eval(loss, state)
+        return float(loss.item())
+
+    return call

@@ -1,6 +1,6 @@
 """One side of the comparison in a process of its own, that steps when it is told to.
 
-    python benchmarks/side.py "JAX (jit)" fully_connected 2
+    python benchmarks/side.py JAX jit fully_connected 2
 
 It says in JSON what it costs to start and which losses it finds, and then, for each line with a
 number of seconds on its input, how long steps took in a turn of about that length.
@@ -23,12 +23,17 @@ SCANNED = {"fully_connected": 50}
 #: Steps in one call of the larger workloads.
 FEW = 3
 
+#: Seconds of a call that need not be made once more before it is timed.
+LONG = 1.0
+
 #: A call of some steps, and how many they are.
 Made = tuple[Callable[[], float], int]
+#: Makes that, of a workload and a number of threads.
+Maker = Callable[[Any, int], Made]
 
 
 def _palto(workload: Any, threads: int) -> Made:
-    from workloads import PaltoStep
+    from steps import PaltoStep
 
     import palto
 
@@ -36,18 +41,18 @@ def _palto(workload: Any, threads: int) -> Made:
     return PaltoStep(workload), 1
 
 
-def _torch(**way: bool) -> Callable[[Any, int], Made]:
+def _torch(**way: bool) -> Maker:
     def make(workload: Any, threads: int) -> Made:
         import torch
-        from workloads import TorchStep, weights_of
+        from steps import TorchStep
 
         torch.set_num_threads(threads)
-        return TorchStep(torch, workload, weights_of(workload), **way), 1
+        return TorchStep(workload, **way), 1
 
     return make
 
 
-def _jax(*, scans: bool) -> Callable[[Any, int], Made]:
+def _jax(*, scans: bool) -> Maker:
     def make(workload: Any, threads: int) -> Made:
         from functional import jax_step
 
@@ -57,7 +62,7 @@ def _jax(*, scans: bool) -> Callable[[Any, int], Made]:
     return make
 
 
-def _tensorflow(*, compiled: bool) -> Callable[[Any, int], Made]:
+def _tensorflow(*, compiled: bool) -> Maker:
     def make(workload: Any, threads: int) -> Made:
         from functional import tensorflow_step
 
@@ -66,22 +71,38 @@ def _tensorflow(*, compiled: bool) -> Callable[[Any, int], Made]:
     return make
 
 
-#: What a side's framework is called when it is imported.
-MODULES = {"Palto": "palto", "PyTorch": "torch", "JAX": "jax", "TensorFlow": "tensorflow"}
-#: From a side's name to what makes its step, of a workload and a number of threads.
-SIDES: dict[str, Callable[[Any, int], Made]] = {
-    "Palto": _palto,
-    "PyTorch (eager)": _torch(),
-    "PyTorch (fused Adam)": _torch(fused=True),
-    "PyTorch (channels_last, fused Adam)": _torch(channels_last=True, fused=True),
-    "PyTorch (compile, fused Adam)": _torch(compiled=True, fused=True),
-    "PyTorch (compile, channels_last, fused Adam)": _torch(
-        compiled=True, channels_last=True, fused=True
-    ),
-    "JAX (jit)": _jax(scans=False),
-    "JAX (scan)": _jax(scans=True),
-    "TensorFlow (tf.function)": _tensorflow(compiled=False),
-    "TensorFlow (tf.function, XLA)": _tensorflow(compiled=True),
+def _mlx(*, compiled: bool) -> Maker:
+    def make(workload: Any, threads: int) -> Made:
+        import mlx.core as mx
+        from functional import mlx_step
+
+        mx.set_default_device(mx.cpu)
+        return mlx_step(workload, compiled=compiled), 1
+
+    return make
+
+
+#: The module that each framework is.
+MODULES = {
+    "Palto": "palto", "PyTorch": "torch", "JAX": "jax", "TensorFlow": "tensorflow",
+    "MLX": "mlx.core",
+}  # fmt: skip
+#: The ways of each framework.
+SIDES: dict[str, dict[str, Maker]] = {
+    "Palto": {"compile": _palto},
+    "PyTorch": {
+        "eager": _torch(),
+        "fused Adam": _torch(fused=True),
+        "channels_last, fused Adam": _torch(channels_last=True, fused=True),
+        "compile, fused Adam": _torch(compiled=True, fused=True),
+        "compile, channels_last, fused Adam": _torch(compiled=True, channels_last=True, fused=True),
+    },
+    "JAX": {"jit": _jax(scans=False), "scan": _jax(scans=True)},
+    "TensorFlow": {
+        "tf.function": _tensorflow(compiled=False),
+        "tf.function, XLA": _tensorflow(compiled=True),
+    },
+    "MLX": {"eager": _mlx(compiled=False), "compile": _mlx(compiled=True)},
 }
 
 
@@ -98,31 +119,32 @@ def peak_memory() -> float:
 
 def main() -> None:
     """Make the step, say what it costs, then take turns."""
-    name, workload_name, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    framework, way, name, threads = *sys.argv[1:4], int(sys.argv[4])
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever the libraries print is no answer
     if hasattr(os, "sched_setaffinity"):  # the libraries make as many threads as there are CPUs
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     from workloads import WORKLOADS
 
-    import_module(MODULES[name.partition(" ")[0]])
+    module = import_module(MODULES[framework])
     before = peak_memory()
-    step, repeats = SIDES[name](WORKLOADS[workload_name], threads)
-    times, losses = [], []
-    for _ in range(3):
+    step, repeats = SIDES[framework][way](WORKLOADS[name], threads)
+    times: list[float] = []
+    losses: list[float] = []
+    while len(times) < 2 or (len(times) < 3 and times[-1] < LONG):
         begun = time.perf_counter()
         losses.append(step())
         times.append(time.perf_counter() - begun)
-    compile_seconds = max(times[0] - min(times[1:]), 0.0)
     answer = {
-        "losses": losses, "repeats": repeats, "seconds": min(times) / repeats,
-        "compile": compile_seconds, "memory": peak_memory() - before,
+        "version": module.__version__, "losses": losses, "repeats": repeats,
+        "compile": max(times[0] - min(times[1:]), 0.0), "memory": peak_memory() - before,
     }  # fmt: skip
     print(json.dumps(answer), file=say)
     for line in sys.stdin:
         gc.collect()
-        step()  # wakes the threads and fills the caches
-        found = []
+        if times[-1] < LONG:
+            step()  # wakes the threads and fills the caches
+        found: list[float] = []
         end = time.perf_counter() + float(line)
         while not found or time.perf_counter() + found[-1] * repeats < end:
             begun = time.perf_counter()
@@ -135,7 +157,7 @@ if __name__ == "__main__":
     for variable in ("OPENBLAS_CORETYPE", "PALTO_THREADS"):  # slow NumPy; go before what is asked
         os.environ.pop(variable, None)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = sys.argv[3]
+        os.environ[variable] = sys.argv[4]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

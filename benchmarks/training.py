@@ -5,16 +5,22 @@
 Every step is forward, backward and Adam in float32 on one batch. Each side is a process of its own
 (`side.py`), on as many CPUs as it has threads; the sides take turns, with a pause before each, so
 that the waiting threads of one do not tax the other. Of a framework's ways (PyTorch eager or
-compiled, channels last, fused Adam; JAX step by step or in a scan; TensorFlow with XLA or without)
-the fastest goes into the table. Before anything is timed, all sides must compute the same losses
-from the same weights.
+compiled, channels last, fused Adam; JAX step by step or in a scan; TensorFlow with XLA or without;
+MLX compiled or not) the fastest goes into the table. Before anything is timed, all sides must
+compute the same losses from the same weights.
+
+After each workload and number of threads the results are written (`results.py`): the raw numbers to
+docs/benchmark.json, and the tables and the picture of docs/performance.md, which are redrawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -25,15 +31,19 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import results
 from side import MODULES, SIDES
-from workloads import WORKLOADS, Workload
+from workloads import MAIN, PEERS, WORKLOADS, Workload
 
 #: Before each turn, for threads that still spin to fall asleep.
 PAUSE = 0.2
 #: A turn lasts about so long, and at least one step.
 TURN = 0.5
-PEERS = ("PyTorch", "JAX", "TensorFlow")
+#: A side whose step takes more than a second, and so many times longer than Palto's, has one turn,
+#: and other ways of its framework are not tried.
+SLOW = 20
 
 
 def say(message: str) -> None:
@@ -53,58 +63,71 @@ class Side:
     """A side's process and what it has said.
 
     Attributes:
-        name: one of `SIDES`.
+        framework: one of `SIDES`.
+        way: one of its ways.
+        process: that steps.
+        version: of the framework.
         losses: of the first calls.
         repeats: steps in a call.
-        seconds: of a step, the first time.
-        compile: seconds that the first call took longer.
+        compile: seconds that the first call took longer than later ones.
         memory: MB at the peak, above what the process held before it made the model.
-        times: seconds of the steps in its turns.
-        warm: `compile` in a second process.
+        turns: seconds of the steps in each turn.
     """
 
-    name: str
+    framework: str
+    way: str
     process: subprocess.Popen[str]
+    version: str
     losses: list[float]
     repeats: int
-    seconds: float
     compile: float
     memory: float
-    times: list[float] = field(default_factory=list)
-    warm: float | None = None
+    turns: list[list[float]] = field(default_factory=list)
 
     @staticmethod
-    def start(name: str, workload: Workload, threads: int, cache: Path, patience: float) -> Side:
-        """Start a side, and wait until it has compiled what it compiles.
+    def start(
+        framework: str, way: str, workload: Workload, threads: int, folder: Path, patience: float
+    ) -> Side:
+        """Start a side, and wait until it has compiled what it compiles, in `folder`.
 
         Raises:
             LeftOutError: it failed, or took longer than `patience`.
         """
-        command = [sys.executable, str(Path(__file__).with_name("side.py")), name,
+        command = [sys.executable, str(Path(__file__).with_name("side.py")), framework, way,
                    workload.name, str(threads)]  # fmt: skip
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**os.environ, "PALTO_CACHE": str(cache)},
+                env={**os.environ, "PALTO_CACHE": str(folder / "palto"), "TMPDIR": str(folder)},
             )  # fmt: skip
             assert process.stdout is not None
             alarm = threading.Timer(patience, process.kill)
             alarm.start()
-            line = process.stdout.readline()
+            try:
+                line = process.stdout.readline()
+            except BaseException:
+                process.kill()
+                raise
+            late = not alarm.is_alive()
             alarm.cancel()
             if not line:
                 process.wait()
                 errors.seek(0)
-                last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
-                raise LeftOutError(last[:200])
-        return Side(name, process, **json.loads(line))
+                said = errors.read().strip().splitlines() or ["it said nothing"]
+                named = [line for line in said if re.match(r"[\w.]+(Error|Exception)\b", line)]
+                last = (named or said)[-1][:200]
+                raise LeftOutError(f"not ready in {patience:.0f} s" if late else last)
+        return Side(framework, way, process, **json.loads(line))
+
+    def __str__(self) -> str:
+        return f"{self.framework} ({self.way})"
 
     def turn(self, seconds: float) -> None:
         """Let it step for about so long, at least once."""
         assert self.process.stdin is not None and self.process.stdout is not None
         time.sleep(PAUSE)
         print(seconds, file=self.process.stdin, flush=True)
-        self.times += json.loads(self.process.stdout.readline())
+        self.turns.append(json.loads(self.process.stdout.readline()))
 
     def stop(self) -> None:
         """End the process."""
@@ -114,7 +137,15 @@ class Side:
     @property
     def median(self) -> float:
         """Seconds of the middle step."""
-        return statistics.median(self.times)
+        return statistics.median(seconds for turn in self.turns for seconds in turn)
+
+    def summary(self) -> dict[str, Any]:
+        """What is kept of it."""
+        return {
+            "way": self.way, "median": self.median, "best": min(map(min, self.turns)),
+            "medians of turns": [float(f"{statistics.median(turn):.4g}") for turn in self.turns],
+            "steps": sum(map(len, self.turns)), "compile": self.compile, "memory": self.memory,
+        }  # fmt: skip
 
 
 def compare(workload: Workload, ours: Side, other: Side) -> None:
@@ -126,89 +157,104 @@ def compare(workload: Workload, ours: Side, other: Side) -> None:
         if abs(got - wanted) > tolerance * max(abs(wanted), 0.1):
             raise RuntimeError(
                 f"{workload.name}: the loss of step {place + 1} is {wanted} with Palto and {got} "
-                f"with {other.name}: they do not do the same work"
+                f"with {other}: they do not do the same work"
             )
 
 
 def ways_of(framework: str, workload: Workload) -> list[str]:
-    """The sides of a framework that a workload can have."""
-    names = [name for name in SIDES if name.startswith(framework)]
+    """The ways of a framework that a workload can have."""
+    ways = list(SIDES[framework])
     if not workload.images:
-        names = [name for name in names if "channels_last" not in name]
-    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in compilers if name):
-        names = [name for name in names if "compile" not in name]
-    return names
+        ways = [way for way in ways if "channels_last" not in way]
+    if framework == "PyTorch":
+        compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+        if not any(shutil.which(name) for name in compilers if name):
+            ways = [way for way in ways if "compile" not in way]
+        if not workload.trains:
+            ways = [way for way in ways if way == "eager" or "compile" in way]
+    return ways
 
 
-def fastest(
-    framework: str, workload: Workload, ours: Side, threads: int, cache: Path, patience: float
-) -> Side | None:
-    """The fastest way of a framework, running."""
-    best: Side | None = None
-    for name in ways_of(framework, workload):
-        try:
-            side = Side.start(name, workload, threads, cache, patience)
-        except LeftOutError as error:
-            say(f"  {name} is left out: {error}")
-            continue
-        compare(workload, ours, side)
-        side.turn(TURN)
-        quick = min(side.times)
-        side.times.clear()
-        say(f"  {name}: {1000 * quick:.2f} ms, and {side.compile:.1f} s to compile")
-        side.seconds = quick
-        if best is not None and best.seconds <= quick:
-            side.stop()
-            continue
-        if best is not None:
-            best.stop()
-        best = side
-    return best
+class Measurement:
+    """A workload on a number of threads, each side in a folder of its own.
 
+    Args:
+        workload: what is measured.
+        threads: how many.
+        folder: for caches.
+        patience: seconds for a side to start.
+    """
 
-def interleave(sides: list[Side], seconds: float, least: int = 3) -> None:
-    """Rounds in which each side has a turn; every other round in the other order."""
-    begun, rounds = time.perf_counter(), 0
-    while rounds < least or time.perf_counter() - begun < seconds:
-        for side in sides if rounds % 2 == 0 else sides[::-1]:
+    def __init__(self, workload: Workload, threads: int, folder: Path, patience: float) -> None:
+        self.workload, self.threads, self.patience = workload, threads, patience
+        self._folder = folder
+        self.sides: list[Side] = []
+        #: Of all ways that were tried: the best time of a short turn, or why there is none.
+        self.tried: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
+        self.ours = self._palto()
+
+    def _start(self, framework: str, way: str) -> Side:
+        folder = self._folder / re.sub(r"\W+", "_", f"{framework} {way}")  # compilers go there
+        folder.mkdir(exist_ok=True)
+        return Side.start(framework, way, self.workload, self.threads, folder, self.patience)
+
+    def _palto(self) -> Side:
+        """Palto, started twice: with an empty cache, and with what it then holds."""
+        cold = self._start("Palto", "compile")
+        cold.stop()
+        ours = self._start("Palto", "compile")
+        self.sides.append(ours)
+        self.warm = ours.compile
+        ours.compile, ours.memory = cold.compile, max(cold.memory, ours.memory)
+        ours.turn(TURN)
+        say(f"  {ours}: {results.duration(ours.median)}")
+        return ours
+
+    def _is_slow(self, side: Side) -> bool:
+        return side.median > max(SLOW * self.ours.median, 1.0)
+
+    def add(self, framework: str) -> None:
+        """The fastest way of a framework joins."""
+        best: Side | None = None
+        for way in ways_of(framework, self.workload):
+            try:
+                side = self._start(framework, way)
+            except LeftOutError as error:
+                say(f"  {framework} ({way}) is left out: {error}")
+                self.left_out[f"{framework} ({way})"] = str(error)
+                continue
+            self.sides.append(side)
+            compare(self.workload, self.ours, side)
             side.turn(TURN)
-        rounds += 1
+            self.tried[str(side)] = quick = min(side.turns[0])
+            say(f"  {side}: {results.duration(quick)}, and {side.compile:.1f} s to compile")
+            loser = best if best is None or quick < min(best.turns[0]) else side
+            best = side if loser is best else best
+            if loser is not None:
+                loser.stop()
+                self.sides.remove(loser)
+            if self._is_slow(side):
+                break
+
+    def interleave(self, seconds: float, least: int = 3) -> None:
+        """Rounds in which each side has a turn; every other round in the other order."""
+        sides = [side for side in self.sides if not self._is_slow(side)]
+        for side in sides:
+            side.turns.clear()
+        begun, rounds = time.perf_counter(), 0
+        while rounds < least or time.perf_counter() - begun < seconds:
+            for side in sides if rounds % 2 == 0 else sides[::-1]:
+                side.turn(TURN)
+            rounds += 1
+
+    def stop(self) -> None:
+        """End all processes."""
+        for side in self.sides:
+            side.stop()
 
 
-# --- The table -----------------------------------------------------------------------------------
-
-HEADINGS = (
-    "threads", "side", "ms median", "ms best", "times Palto", "GFLOP/s", "of peak",
-    "compile cold/warm", "peak memory",
-)  # fmt: skip
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
-
-
-def row(side: Side, threads: int, ours: Side, workload: Workload, peak: float) -> list[str]:
-    """One line of the table."""
-    rate = workload.flops / side.median / 1e9
-    warm = "" if side.warm is None else f" / {side.warm:.2f}"
-    return [
-        str(threads), side.name, _milliseconds(side.median), _milliseconds(min(side.times)),
-        f"{side.median / ours.median:.2f}", f"{rate:.1f}", f"{100 * rate / peak:.0f} %",
-        f"{side.compile:.2f}{warm} s", f"{side.memory:.0f} MB",
-    ]  # fmt: skip
-
-
-def print_table(title: str, rows: list[list[str]]) -> None:
-    """In Markdown."""
-    widths = [max(len(line[i]) for line in [list(HEADINGS), *rows]) for i in range(len(HEADINGS))]
-    print(f"\n{title}\n")
-    for number, line in enumerate([list(HEADINGS), *rows]):
-        cells = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
-        print(f"| {' | '.join(cells)} |")
-        if number == 0:
-            print(f"|{'|'.join('-' * (width + 2) for width in widths)}|")
-    sys.stdout.flush()
+# --- One row -------------------------------------------------------------------------------------
 
 
 def fma_peak(threads: int) -> float:
@@ -221,65 +267,105 @@ def fma_peak(threads: int) -> float:
     return flops_peak("float", threads)
 
 
-def measure(workload: Workload, options: argparse.Namespace) -> None:
-    """All thread counts of one workload, and its table."""
-    rows = []
-    for threads in options.threads:
-        say(f"{workload.title}; {threads} threads")
-        peak = fma_peak(threads)
-        sides: list[Side] = []
-        with tempfile.TemporaryDirectory() as folder:
-            cache = Path(folder)
-            try:
-                cold = Side.start("Palto", workload, threads, cache, options.patience)
-                cold.stop()
-                ours = Side.start("Palto", workload, threads, cache, options.patience)
-                ours.warm, ours.compile = ours.compile, cold.compile
-                sides.append(ours)
-                for framework in options.peers:
-                    found = fastest(framework, workload, ours, threads, cache, options.patience)
-                    sides += [] if found is None else [found]
-                interleave(sides, options.seconds)
-            finally:
-                for side in sides:
-                    side.stop()
-        peak = max(peak, fma_peak(threads))  # whatever else the machine did at one of the times
-        rows += [row(side, threads, ours, workload, peak) for side in sides]
-    print_table(f"{workload.title} ({workload.flops / 1e9:.2f} GFLOP a step)", rows)
+def machine() -> str:
+    """The processor, how many of its cores there are, and the system."""
+    import llvmlite.binding as llvm
+
+    name = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    count = cores()
+    return f"{name} ({llvm.get_host_cpu_name()}), {count} core{'s' * (count != 1)}, " + (
+        platform.system()
+    )
 
 
-def explain(workload: Workload, thread_counts: list[int]) -> None:
-    """Print Palto's steps of a workload."""
-    from workloads import PaltoStep
+def cores() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def measure(workload: Workload, threads: int, options: argparse.Namespace) -> results.Run:
+    """One row of the table: all sides of a workload on so many threads."""
+    say(f"{workload.title}; {threads} thread{'s' * (threads != 1)}")
+    peak = fma_peak(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        measurement = Measurement(workload, threads, Path(folder), options.patience)
+        try:
+            for framework in options.peers:
+                if framework in workload.peers:
+                    measurement.add(framework)
+            measurement.interleave(options.seconds)
+        finally:
+            measurement.stop()
+    sides = {side.framework: side.summary() for side in measurement.sides}
+    sides["Palto"]["warm"] = measurement.warm
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": {side.framework: side.version for side in measurement.sides},
+        "seconds": options.seconds,
+        "flops": workload.flops,
+        "peak": max(peak, fma_peak(threads)),  # whatever else the machine did at one of the times
+        "sides": sides,
+        "tried": measurement.tried,
+        "left_out": measurement.left_out,
+    }
+
+
+def explain(workload: Workload, threads: int) -> None:
+    """Print Palto's step of a workload."""
+    from steps import PaltoStep
 
     import palto
 
-    for threads in thread_counts:
-        palto.set_num_threads(threads)
-        print(f"\n{workload.title}; {threads} threads\n\n{PaltoStep(workload).explain()}")
+    palto.set_num_threads(threads)
+    print(f"\n{workload.title}; {threads} threads\n\n{PaltoStep(workload).explain()}")
 
 
 def main() -> None:
     """Read the options and measure."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description="Training steps in Palto and in its peers.")
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores or 1}))
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each table's rounds")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--explain", action="store_true", help="say what Palto's steps do, instead")
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds for a side to start")
+    add = parser.add_argument
+    add("--workload", nargs="+", choices=WORKLOADS, help="instead of the four of the first table")
+    add("--more", action="store_true", help="those of the second table, too")
+    add("--threads", nargs="+", type=int, default=sorted({1, cores()}))
+    add("--seconds", type=float, default=20.0, help="for each row's rounds")
+    add("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    add("--patience", type=float, default=120.0, help="seconds for a side to start")
+    add("--docs", type=Path, default=Path(__file__).parent.parent / "docs",
+        help="the folder of performance.md, where results go")  # fmt: skip
+    add("--dry-run", action="store_true", help="print the results, and write nothing")
+    add("--redraw", action="store_true", help="tables and picture of the last results, instead")
+    add("--explain", action="store_true", help="say what Palto's steps do, instead")
     options = parser.parse_args()
-    if options.explain:
-        for name in options.workload:
-            explain(WORKLOADS[name], options.threads)
+    if options.redraw:
+        results.redraw(options.docs)
         return
-    missing = [name for name in options.peers if find_spec(MODULES[name]) is None]
+    names = options.workload or [workload.name for workload in MAIN]
+    if options.more:
+        names = list(dict.fromkeys([*names, *WORKLOADS]))
+    chosen = [workload for name, workload in WORKLOADS.items() if name in names]
+    if options.explain:
+        for workload in chosen:
+            for threads in options.threads:
+                explain(workload, threads)
+        return
+    missing = [x for x in options.peers if find_spec(MODULES[x].partition(".")[0]) is None]
     if missing:
         say(f"{' and '.join(missing)} not installed, so left out (make bench installs the peers)")
     options.peers = [name for name in options.peers if name not in missing]
-    for name in options.workload:
-        measure(WORKLOADS[name], options)
+    for workload in chosen:
+        runs = {}
+        for threads in options.threads:
+            runs[str(threads)] = run = measure(workload, threads, options)
+            if not options.dry_run:
+                results.record(options.docs, workload.name, threads, run)
+        print("\n" + "\n\n".join(results.tables({workload.name: runs}, [workload])), flush=True)
 
 
 if __name__ == "__main__":
