@@ -88,7 +88,8 @@ class CompiledFunction:
 
     @property
     def _name(self) -> str:
-        return getattr(self._function, "__name__", repr(self._function))
+        name: str | None = getattr(self._function, "__name__", None)
+        return repr(self._function) if name is None else name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
         return CompiledFunction(

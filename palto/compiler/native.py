@@ -134,6 +134,7 @@ class Native(Lowering):
                 self._segments[-1].append(step)
         for segment in self._segments:
             _place_barriers(segment)
+        self._is_serial = [all(step.is_serial for step in segment) for segment in self._segments]
         #: The first step that writes a cell waits until every check has been made.
         self._gated = next((step for step in self.steps if step.writes_cells), None)
         if self._gated is not None:
@@ -294,6 +295,8 @@ class Native(Lowering):
             table[PROFILE] = 0
 
     def _run_segment(self, number: int, threads: int, sizes: Mapping[str, int]) -> None:
+        if self._is_serial[number]:
+            threads = 1  # nobody else need be woken
         failure = team.run(self._functions[number], self._address, threads)
         if failure is not None:
             raise self.checks[failure.code].error(failure.value, sizes)

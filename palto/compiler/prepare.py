@@ -134,10 +134,36 @@ def _without_padding(name: str) -> Rule:
         params["input_dilation"] = (1,) * dims
         row = window.window_sum if name == "window_sum" else contract.conv
         x = _padded(x, low, high, gap, apply)
-        fewer = winograd.rewritten(x, inputs[1], params, apply) if row is contract.conv else None
-        return apply(row, x, *inputs[1:], **params) if fewer is None else fewer
+        if row is contract.conv:
+            w = inputs[1]
+            rewritten = winograd.rewritten(x, w, params, apply) or _image_by_image(
+                x, w, params, apply
+            )
+            if rewritten is not None:
+                return rewritten
+        return apply(row, x, *inputs[1:], **params)
 
     return rule
+
+
+def _image_by_image(x: Tensor, w: Tensor, params: dict[str, Any], apply: Apply) -> Tensor | None:
+    """The gradient of a depthwise kernel, summed over images at the end; None for anything else.
+
+    As a convolution it has a group for each channel, and the images as channels of a group. So
+    ordered it is one number at a time; image by image, channels are neighbours.
+    """
+    groups, images = params["groups"], w.shape[-2]
+    if groups < _FEW_ROWS or w.shape[-1] != groups or images == 1:
+        return None
+    front, axes = x.shape[:-1], tuple(range(x.ndim - 1))
+    x = apply(movement.reshape, x, shape=(*front, groups, images))
+    x = apply(movement.permute, x, axes=(*axes, x.ndim - 1, x.ndim - 2))
+    x = apply(movement.reshape, x, shape=(*front, images * groups))
+    w = apply(movement.reshape, w, shape=(*w.shape[:-2], 1, images * groups))
+    each = apply(contract.conv, x, w, **{**params, "groups": images * groups})
+    each = apply(movement.reshape, each, shape=(*each.shape[:-1], images, groups))
+    result: Tensor = apply(reduce.sum, each, axes=(each.ndim - 2,))
+    return result
 
 
 def _in_two_stages(row: Any) -> Rule:

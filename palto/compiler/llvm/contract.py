@@ -44,6 +44,8 @@ UNIT_FLOPS = 1 << 18
 AWAY = 0.05
 #: What copies cost, in time of a tile's multiplications: of a tile's rows, and of a panel of b.
 COPY_A, COPY_B = 0.3, 1.2
+#: What a panel of b costs that comes from beyond the second cache.
+FETCH_B = 0.5
 #: From so many bytes between neighbours along so many summed elements, they share few places of the
 #: first cache; what each doubling costs where they are not copied.
 FAR_A, FAR_B, FAR_LENGTH, FAR = 512, 256, 64, 0.06
@@ -233,6 +235,17 @@ class Plan:
             -(-_most(self.lines) // int(self.line_blocks)),
             -(-_most(self.tile_count) // int(self.tile_blocks)),
         )
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of b that a unit walks through in a block."""
+        width = max((x.size for x in self.panels), default=0)
+        return self.unit_shape[0] * width * self.block_length * size_of(self.contraction.kind)
+
+    @property
+    def panels_stay(self) -> bool:
+        """Whether neighbouring units have the same panels, not the same rows: what is larger."""
+        return self.panel_bytes > _block_bytes(self)
 
     @property
     def tile_sums(self) -> int:
@@ -474,7 +487,8 @@ def _cost(p: Plan) -> float:
     again = _block_bytes(p) + p.kept * size_of(p.contraction.kind)
     each += AWAY * math.log2(max(1.0, 2 * again / p.machine.l2))
     copies = COPY_A * rows * p.packs_a + COPY_B * panels * p.packs_b
-    unit = each * panels * rows + copies + 0.1
+    is_near = p.panels_stay and p.panel_bytes <= p.machine.l2 // 2
+    unit = each * panels * rows + copies + FETCH_B * panels * (not is_near) + 0.1
     # Fewer threads than planned for should find enough units too.
     threads = p.machine.threads, max(1, 3 * p.machine.threads // 4)
     return sum(unit * -(-p.units // n) * n for n in threads)
@@ -576,9 +590,11 @@ class _Emitter:
         """The loops of one unit."""
         p, x = self.plan, self.plan.contraction
         cuts = (p.line_blocks, p.tile_blocks, p.panel_blocks)
-        *batch, line_block, tile_block, panel_block = self.indices(
-            number, [*(axis.length for axis in x.batch), *cuts]
+        turn = 2 if p.panels_stay else 0
+        *batch, one, two, three = self.indices(
+            number, [*(axis.length for axis in x.batch), *cuts[turn:], *cuts[:turn]]
         )
+        line_block, tile_block, panel_block = (two, three, one) if turn else (one, two, three)
         lines = self.part(line_block, p.lines, p.line_blocks)
         tiles = self.part(tile_block, p.tile_count, p.tile_blocks)
         panels = self.part(panel_block, p.panel_count, p.panel_blocks)

@@ -516,7 +516,8 @@ class Emitter:
     def _reduce(self, nest: Single) -> None:
         operation, e, f = nest.operation, self.e, self.f
         out = operation.output()
-        shape = tuple(n for n in out.shape if n != 1) or (1,)
+        over_at = [ix.of(v) for v in nest.reduced]
+        shape = self._undivided(operation, tuple(n for n in out.shape if n != 1) or (1,), over_at)
         over = tuple(v for v in nest.reduced if v.length != 1)
         if 0 in shape:
             self.units = 0
@@ -526,7 +527,6 @@ class Emitter:
             nests.OVER_AXES) else ()  # fmt: skip
         inner = [axis for axis, n in enumerate(x.shape) if n != 1]
         lengthwise = bool(over) and (bool(inner and inner[-1] in axes) or shape == (1,))
-        over_at = [ix.of(v) for v in nest.reduced]
         reduction = Reduction(e, operation)
         place_in = ix.linear(over_at, [v.length for v in nest.reduced])
         lanes = self._lanes_for(shape[-1])
@@ -625,10 +625,33 @@ class Emitter:
                 e.counters["unit"] = loop.counter
                 self._nested([(v, v.length) for v in variables[1:-1]], [], inside)
             else:
-                count = f.constant(pieces, "i64")
-                e.counters["unit"] = f.binary("udiv", loop.counter, count)
-                piece = f.binary("urem", loop.counter, count)
+                # Neighbouring pieces read the same elements, where windows overlap.
+                count = f.constant(variables[0].length, "i64")
+                e.counters["unit"] = f.binary("urem", loop.counter, count)
+                piece = f.binary("udiv", loop.counter, count)
                 along(f.binary("mul", piece, f.constant(block, "i64")))
+
+    def _undivided(self, operation: Operation, shape: Shape, over_at: list[Index]) -> Shape:
+        """The shape, its last axis cut where reading it divides, so that lanes are neighbours."""
+        place = ix.linear([ix.of(v) for v in nests.variables("i", shape)], shape)
+        at = ix.along(place, operation.output().shape)
+        walk = nests.Walk(self._is_stored)
+        for read in nests.terms(operation, at, over_at):
+            walk.follow(read)
+        *_, last = shape
+        for _, indices in walk.reads:
+            for index in indices or ():
+                for variable, _ in index.terms.values():
+                    d = variable.divisor
+                    inside = variable.index is not None and variable.kind != "assumed"
+                    if (
+                        inside
+                        and type(last) is type(d) is int
+                        and last % d == 0
+                        and d >= self.lanes
+                    ):
+                        return (*shape[:-1], last // d, d) if last != d else shape
+        return shape
 
     def _running(self, nest: Single) -> None:
         """Running sums: along the axis one after the other, across it side by side."""
