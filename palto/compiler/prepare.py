@@ -135,12 +135,10 @@ def _without_padding(name: str) -> Rule:
         row = window.window_sum if name == "window_sum" else contract.conv
         x = _padded(x, low, high, gap, apply)
         if row is contract.conv:
-            w = inputs[1]
-            rewritten = winograd.rewritten(x, w, params, apply) or _image_by_image(
-                x, w, params, apply
-            )
-            if rewritten is not None:
-                return rewritten
+            for rewrite in (winograd.rewritten, _image_by_image):
+                result = rewrite(x, inputs[1], params, apply)
+                if result is not None:
+                    return result
         return apply(row, x, *inputs[1:], **params)
 
     return rule

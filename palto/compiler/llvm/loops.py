@@ -21,6 +21,7 @@ from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Single
 from palto.compiler.sizes import Size, is_surely_less
 from palto.tensor import dtypes
+from palto.tensor.graph import Operation
 from palto.tensor.tensor import Shape, Tensor
 
 #: Elements along the last axis in one piece of work.
@@ -643,14 +644,9 @@ class Emitter:
             for index in indices or ():
                 for variable, _ in index.terms.values():
                     d = variable.divisor
-                    inside = variable.index is not None and variable.kind != "assumed"
-                    if (
-                        inside
-                        and type(last) is type(d) is int
-                        and last % d == 0
-                        and d >= self.lanes
-                    ):
-                        return (*shape[:-1], last // d, d) if last != d else shape
+                    fits = type(last) is type(d) is int and self.lanes <= d < last
+                    if variable.kind in ("quotient", "remainder") and fits and last % d == 0:
+                        return (*shape[:-1], last // d, d)
         return shape
 
     def _running(self, nest: Single) -> None:
