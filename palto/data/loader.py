@@ -145,15 +145,13 @@ class DataLoader:
     def _batches(self, position: _Position) -> Iterator[Batch]:
         dataset, size = in_epoch(self.dataset, position.epoch), self.batch_size
         load, order = partial(_load, dataset), self._order(position.epoch)
-        at_once = _at_once(dataset, size)
-        end = min(len(self) * size, len(order))
-        chunks = (
-            order[start : min(start + at_once * size, end)]
-            for start in range(position.given * size, end, at_once * size)
-        )
+        step = size * _at_once(dataset, size)
+        order = order[: len(self) * size]
+        chunks = (order[k : k + step] for k in range(position.given * size, len(order), step))
         for loaded in self._loaded_ahead(load, chunks) if self.num_workers else map(load, chunks):
             tensors = tuple(map(_tensor, loaded))
-            for batch in (tensors,) if at_once == 1 else zip(*(_cut(x, size) for x in tensors)):
+            columns = (_cut(x, size) for x in tensors)
+            for batch in zip(*columns, strict=True) if step > size else (tensors,):
                 position.given += 1
                 yield batch
 
@@ -241,7 +239,7 @@ def _tensor(part: Any) -> Tensor:
 
 
 def _at_once(dataset: Dataset, batch_size: int) -> int:
-    """How many batches to gather in one go: several only where that costs nothing but memory."""
+    """How many batches to gather in one go: one, unless they come from arrays in memory."""
     whole: Any = dataset
     while getattr(type(whole), "__getitems__", None) is Subset.__getitems__:
         whole = whole.dataset
