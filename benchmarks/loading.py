@@ -176,6 +176,11 @@ def start(make: Make, workers: int) -> tuple[float, float]:
     return seconds, memory() - before
 
 
+def shown(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+
+
 def table_row(*cells: object) -> None:
     """One line of a table."""
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
@@ -196,7 +201,7 @@ def compare_epochs(kind: str, sides: tuple[Make, Make], turns: int) -> None:
         for key, loader in loaders.items():
             times[key].append(epoch(loader))
     best = [min((min(times[side, w]), w) for w in WORKERS) for side in (0, 1)]
-    cells = [f"{seconds * 1e6:,.1f} us, {w} workers" for seconds, w in best]
+    cells = [f"{shown(seconds)}, {w} workers" for seconds, w in best]
     table_row(kind, *cells, f"{best[1][0] / best[0][0]:.1f}")
 
 
@@ -207,8 +212,8 @@ def compare_starts(kind: str, sides: tuple[Make, Make], turns: int) -> None:
         seconds = [min(turn[side][0] for turn in found) for side in (0, 1)]
         taken = [min(turn[side][1] for turn in found) for side in (0, 1)]
         table_row(
-            kind, workers, *(f"{x * 1e3:,.1f} ms" for x in seconds),
-            f"{seconds[1] / seconds[0]:.1f}", *(f"{x:,.1f} MB" for x in taken),
+            kind, workers, *map(shown, seconds),
+            f"{seconds[1] / seconds[0]:.1f}", *(f"{max(x, 0):.0f} MB" for x in taken),
         )  # fmt: skip
 
 

@@ -156,9 +156,10 @@ class DataLoader:
                 yield batch
 
     def _order(self, epoch: int) -> Array:
-        if not self.shuffle:
-            return np.arange(len(self.dataset))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
+        return order
 
     def _loaded_ahead(
         self, load: Callable[[Array], Loaded], chunks: Iterator[Array]
