@@ -8,7 +8,7 @@ extras-test := [test]
 extras-bench := [bench]
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench setup-run setup-test setup-bench clean
+.PHONY: help run test lint bench bench-loading setup-run setup-test setup-bench clean
 
 help: ## list these goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ lint: setup-test ## ruff and mypy
 
 bench: setup-bench ## training steps beside PyTorch, JAX, TensorFlow and MLX, into docs/
 	@$(python) benchmarks/training.py $(ARGS)
+
+bench-loading: setup-bench ## batches beside PyTorch's DataLoader
+	@$(python) benchmarks/loading.py $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

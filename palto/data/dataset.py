@@ -15,6 +15,7 @@ from palto.tensor.dtypes import Array
 Example = tuple[Any, ...]
 Indices = Sequence[int] | Array
 AnyDataset = TypeVar("AnyDataset", bound="Dataset")
+AnyImages = TypeVar("AnyImages", bound="BytesOrFloats")
 
 
 class Dataset(ABC):
@@ -149,11 +150,35 @@ class TensorDataset(Dataset):
         return tuple(x.take(places, axis=0) for x in self.arrays)
 
 
-class ImageDataset(TensorDataset):
+class BytesOrFloats(Dataset):
+    """A dataset of images that are stored as bytes."""
+
+    _scales = True
+
+    def as_bytes(self: AnyImages) -> AnyImages:
+        """The same examples, with images as bytes from 0 to 255: a quarter of the memory to move.
+
+        The training step begins with ``augment.convert_image_dtype(images)`` then, which makes the
+        same float32 numbers from 0 to 1 of them; so does what tests.
+        """
+        other = copy.copy(self)
+        other._scales = False
+        return other
+
+    def _given(self, images: Array) -> Array:
+        """A new array of bytes in the form in which it comes out."""
+        if not self._scales:
+            return images
+        floats = images.astype(np.float32)
+        floats *= np.float32(1 / 255)
+        return floats
+
+
+class ImageDataset(TensorDataset, BytesOrFloats):
     """Images with labels, in memory.
 
     Images of bytes stay bytes in memory, a quarter of the size, and come out as float32 from 0 to
-    1; labels come out as int64.
+    1 (`as_bytes` gives them as they are); labels come out as int64.
 
     Args:
         images: shape (N, H, W, C), uint8 or floating point.
@@ -212,13 +237,21 @@ class ImageDataset(TensorDataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Indices) -> tuple[Array, ...]:
-        """Images (n, H, W, C) as float32 from 0 to 1, and labels (n,) as int64."""
+        """Images (n, H, W, C) as float32 from 0 to 1, or as bytes, and labels (n,) as int64."""
         images, labels = super().__getitems__(indices)
-        scale = images.dtype == np.uint8
-        images = images.astype(np.float32, copy=False)
-        if scale:
-            images *= np.float32(1 / 255)
+        is_bytes = images.dtype == np.uint8
+        images = self._given(images) if is_bytes else images.astype(np.float32, copy=False)
         return images, labels.astype(np.int64, copy=False)
+
+    def as_bytes(self) -> ImageDataset:
+        """The same with images as bytes: see `BytesOrFloats.as_bytes`.
+
+        Raises:
+            TypeError: the images are no bytes.
+        """
+        if self.images.dtype != np.uint8:
+            raise TypeError(f"these images are stored as {self.images.dtype}, not as bytes")
+        return super().as_bytes()
 
 
 class Subset(Dataset):

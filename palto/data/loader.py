@@ -1,4 +1,4 @@
-"""DataLoader: shuffled batches of a dataset, loaded ahead by threads."""
+"""DataLoader: shuffled batches of a dataset, gathered from memory or loaded ahead by threads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from palto.data.dataset import Dataset, in_epoch
+from palto.data.dataset import Dataset, ImageDataset, Subset, TensorDataset, in_epoch
 from palto.tensor import Tensor
 from palto.tensor import functions as F
-from palto.tensor.dtypes import Array
+from palto.tensor.dtypes import SUPPORTED, Array
 
 Batch = tuple[Tensor, ...]
 Loaded = tuple[Any, ...]
+
+#: From arrays in memory, so many batches are gathered in one go, of at most so many bytes: Python's
+#: work is then done once for all of them, and a batch that is kept keeps no more alive.
+GATHERED, GATHERED_BYTES = 32, 1 << 20
 
 
 @dataclass
@@ -45,15 +49,19 @@ class DataLoader:
     Leaving the loop early, an exception and the end of the program stop the workers; a batch that
     is being loaded then is finished in the background and thrown away.
 
+    A batch never changes. Batches of arrays in memory are views of up to 32 that were gathered at
+    once, 1 MiB at most: whoever keeps one of them keeps the others' memory, too.
+
     Args:
         dataset: where the examples come from.
         batch_size: examples in a batch; the last one may be smaller.
         shuffle: whether each epoch has another random order.
         num_workers: how many threads load batches ahead; 0 loads each when it is asked for, which
-            is fastest for data in memory. NumPy, image decoders and file reads let threads run side
+            is enough for data in memory. NumPy, image decoders and file reads let threads run side
             by side; memory is never copied to another process.
         drop_last: whether a smaller last batch is left out.
-        prefetch_factor: batches that each worker loads ahead.
+        prefetch_factor: batches that each worker loads ahead; of arrays in memory, so many times
+            what is gathered at once.
         seed: equal seeds give equal orders.
 
     Raises:
@@ -135,20 +143,23 @@ class DataLoader:
         self._next = (epoch, batch)
 
     def _batches(self, position: _Position) -> Iterator[Batch]:
-        load = partial(_load, in_epoch(self.dataset, position.epoch))
-        order = self._order(position.epoch)
-        chunks = (
-            order[number * self.batch_size : (number + 1) * self.batch_size]
-            for number in range(position.given, len(self))
-        )
+        dataset, size = in_epoch(self.dataset, position.epoch), self.batch_size
+        load, order = partial(_load, dataset), self._order(position.epoch)
+        step = size * _at_once(dataset, size)
+        order = order[: len(self) * size]
+        chunks = (order[k : k + step] for k in range(position.given * size, len(order), step))
         for loaded in self._loaded_ahead(load, chunks) if self.num_workers else map(load, chunks):
-            position.given += 1
-            yield tuple(map(_tensor, loaded))
+            tensors = tuple(map(_tensor, loaded))
+            columns = (_cut(x, size) for x in tensors)
+            for batch in zip(*columns, strict=True) if step > size else (tensors,):
+                position.given += 1
+                yield batch
 
     def _order(self, epoch: int) -> Array:
-        if not self.shuffle:
-            return np.arange(len(self.dataset))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
+        return order
 
     def _loaded_ahead(
         self, load: Callable[[Array], Loaded], chunks: Iterator[Array]
@@ -223,8 +234,33 @@ def _is_whole(value: object) -> bool:
 
 def _tensor(part: Any) -> Tensor:
     # An array that does not own its memory may show some that the dataset goes on using.
-    fresh = isinstance(part, np.ndarray) and part.flags.owndata
-    return F.asarray(part, copy=not fresh)
+    if type(part) is np.ndarray and part.flags.owndata and part.dtype in SUPPORTED:
+        return Tensor(part.shape, part.dtype, part)
+    return F.asarray(part, copy=True)
+
+
+def _at_once(dataset: Dataset, batch_size: int) -> int:
+    """How many batches to gather in one go: one, unless they come from arrays in memory."""
+    whole: Any = dataset
+    while getattr(type(whole), "__getitems__", None) is Subset.__getitems__:
+        whole = whole.dataset
+    # What somebody else has written is asked for the examples of one batch, in its turn.
+    own = (TensorDataset.__getitems__, ImageDataset.__getitems__)
+    if getattr(type(whole), "__getitems__", None) not in own:
+        return 1
+    example = sum(part.nbytes for part in dataset.__getitems__([0]))
+    return min(max(GATHERED_BYTES // (example * batch_size or 1), 1), GATHERED)
+
+
+def _cut(gathered: Tensor, size: int) -> list[Tensor]:
+    """The batches that were gathered in one go."""
+    array, dtype = gathered.array(), gathered.dtype
+    shape, whole = (size, *array.shape[1:]), len(array) // size
+    batches = [Tensor(shape, dtype, x) for x in array[: whole * size].reshape(whole, *shape)]
+    if whole * size < len(array):
+        rest = array[whole * size :]
+        batches.append(Tensor(rest.shape, dtype, rest))
+    return batches
 
 
 def _load(dataset: Dataset, indices: Array) -> Loaded:

@@ -479,6 +479,7 @@ IDENTITIES = {
     "mixup": lambda x: augment.mixup(x[:1], [0], 1.0, 1)[0],
     "cutmix": lambda x: augment.cutmix(x[:1], [0], 1.0, 1)[0],
     "normalize": lambda x: augment.normalize(x, 0, 1),
+    "convert": augment.convert_image_dtype,
 }
 
 
@@ -555,8 +556,13 @@ REFUSED = {
     "bytes": (
         lambda: augment.random_crop((255 * X).astype(np.uint8), 1),
         TypeError,
-        r"random_crop wants float32 images in \[0, 1\], got uint8\(2, 4, 6, 3\); cast and divide "
-        r"by 255",
+        r"random_crop wants float32 images in \[0, 1\], got uint8\(2, 4, 6, 3\); make them "
+        r"floats first: images = augment.convert_image_dtype\(images\)",
+    ),
+    "integers to convert": (
+        lambda: augment.convert_image_dtype(np.ones((2, 4, 6, 3), np.int64)),
+        TypeError,
+        r"convert_image_dtype wants .* got int64\(2, 4, 6, 3\); cast them",
     ),
     "integers": (
         lambda: augment.random_rotation(np.ones((2, 4, 6, 3), np.int64), 1),

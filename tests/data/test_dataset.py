@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import palto
 from palto import data
+from palto.data import augment
 
 
 class Squares(data.Dataset):
@@ -119,6 +120,22 @@ def test_image_dataset_keeps_bytes_and_gives_floats():
     image, label = dataset[1]
     assert image.shape == (2, 1, 1) and label == 1
     assert out.max() == 1.0
+
+
+def test_images_as_bytes():
+    images = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
+    floats = data.ImageDataset(images, np.array([0, 1]), classes=("a", "b"), name="all bytes")
+    dataset = floats.as_bytes()
+    assert (dataset.classes, dataset.name) == (("a", "b"), "all bytes")
+    out, labels = dataset.__getitems__([1, 0])
+    assert (out.dtype, labels.dtype) == (np.uint8, np.int64)
+    np.testing.assert_array_equal(out, images[::-1])
+    expected, _ = floats.__getitems__([1, 0])
+    assert expected.dtype == np.float32  # it is another dataset
+    for convert in (augment.convert_image_dtype, palto.compile(augment.convert_image_dtype)):
+        np.testing.assert_array_equal(convert(palto.asarray(out)), expected)
+    with pytest.raises(TypeError, match="stored as float64, not as bytes"):
+        data.ImageDataset(images / 255, np.array([0, 1])).as_bytes()
 
 
 def test_image_dataset_refuses():

@@ -161,6 +161,81 @@ def test_the_state_is_plain_and_checked():
         loader.load_state_dict({"batch": 1})
 
 
+# --- Arrays in memory: many batches are gathered at once -----------------------------------------
+
+
+def in_memory():
+    """Images of bytes and labels; as floats, a batch of 9 is more than a 32nd of a MiB."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (700, 30, 40, 1), np.uint8)
+    return data.ImageDataset(images, rng.integers(0, 9, 700).astype(np.uint8))
+
+
+DATASETS = {
+    "arrays": lambda: data.TensorDataset(*in_memory().arrays),
+    "images": in_memory,
+    "bytes": lambda: in_memory().as_bytes(),
+    "no elements": lambda: data.TensorDataset(np.zeros((700, 0), np.float32), np.arange(700)),
+    "subset": lambda: data.Subset(data.Subset(in_memory(), range(650)), range(649, 2, -1)),
+    "concatenation": lambda: data.ConcatDataset([in_memory(), in_memory().as_bytes()]),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("batch_size", "drop_last"), [(1, False), (9, False), (9, True), (900, 0)])
+@pytest.mark.parametrize("name", DATASETS)
+def test_batches_are_what_the_dataset_answers(name, batch_size, drop_last, workers):
+    dataset = DATASETS[name]()
+    loader = data.DataLoader(
+        dataset, batch_size, shuffle=True, num_workers=workers, drop_last=bool(drop_last)
+    )
+    kept = list(loader)
+    for array in getattr(dataset, "arrays", ()):
+        assert not any(np.shares_memory(batch.array(), array) for batch in kept[0])
+    assert len(kept) == len(loader)
+    rows = data.TensorDataset(np.arange(len(dataset)))
+    order = data.DataLoader(rows, batch_size, shuffle=True, drop_last=bool(drop_last))
+    for batch, (places,) in zip(kept, order, strict=True):
+        expected = dataset.__getitems__(places.numpy())
+        for tensor, array in zip(batch, expected, strict=True):
+            assert (tensor.shape, tensor.dtype.name) == (array.shape, array.dtype.name)
+            np.testing.assert_array_equal(tensor.array(), array)
+
+
+def test_whoever_keeps_a_batch_keeps_little_else():
+    for name in ("images", "bytes"):
+        for batch_size in (1, 9, 300):
+            for images, labels in data.DataLoader(DATASETS[name](), batch_size):
+                for kept in (images.array(), labels.array()):
+                    whole = kept if kept.base is None else kept.base
+                    assert whole.nbytes <= max(kept.nbytes, 1 << 20)
+                    assert whole.nbytes <= 32 * batch_size * kept[:1].nbytes
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: data.Subset(x, range(20))])
+def test_others_are_asked_for_one_batch_at_a_time(wrap):
+    asked = []
+
+    class Own(data.TensorDataset):
+        def __getitems__(self, indices):
+            asked.append(len(indices))
+            return super().__getitems__(indices)
+
+    batches = iter(data.DataLoader(wrap(Own(np.arange(20))), 8))
+    for count in (1, 2, 3):
+        next(batches)
+        assert asked == [8, 8, 4][:count]
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f4"])
+def test_a_dtype_that_no_tensor_holds(dtype):
+    with pytest.raises(TypeError, match=rf"no dtype dtype\('{dtype}'\)"):
+        next(iter(data.DataLoader(data.TensorDataset(np.zeros(9, dtype)))))
+
+
+# --- Threads -------------------------------------------------------------------------------------
+
+
 class Slow(data.Dataset):
     """Each batch sleeps, as a disk or a decoder does, and counts how many do at once."""
 

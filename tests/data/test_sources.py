@@ -82,6 +82,18 @@ def test_a_folder_of_classes(photos):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_images_of_files_as_bytes(photos, cache_bytes):
+    train, _ = data.image_folder(photos, cache_bytes=cache_bytes)
+    for part in (train.as_bytes(), train.as_bytes().select(np.arange(6))):
+        for _ in range(2):  # decoded, then kept
+            images, labels = part.__getitems__([4, 1, 4])
+            assert images.dtype == np.uint8 and labels.tolist() == [1, 0, 1]
+            np.testing.assert_array_equal(images, [noise(4), noise(1), noise(4)])
+            images[...] = 0  # it is the caller's own
+    assert train.__getitems__([])[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_threads_load_the_same(photos, cache_bytes):
     def epochs(workers):
         train, _ = data.image_folder(photos, size=8, cache_bytes=cache_bytes)

@@ -13,10 +13,16 @@ from palto.data.augment.geometry import (
 )
 from palto.data.augment.mixing import cutmix, mixup
 from palto.data.augment.picture import picture_sheet
-from palto.data.augment.pixels import color_jitter, gaussian_noise, normalize, random_erasing
+from palto.data.augment.pixels import (
+    color_jitter,
+    convert_image_dtype,
+    gaussian_noise,
+    normalize,
+    random_erasing,
+)
 
 __all__ = [
-    "color_jitter", "cutmix", "gaussian_noise", "mixup", "normalize", "picture_sheet",
-    "random_affine", "random_crop", "random_erasing", "random_horizontal_flip", "random_rotation",
-    "random_vertical_flip",
+    "color_jitter", "convert_image_dtype", "cutmix", "gaussian_noise", "mixup", "normalize",
+    "picture_sheet", "random_affine", "random_crop", "random_erasing", "random_horizontal_flip",
+    "random_rotation", "random_vertical_flip",
 ]  # fmt: skip

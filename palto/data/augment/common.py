@@ -24,8 +24,8 @@ def as_images(function: str, images: Any) -> Tensor:
     x = F.asarray(images)
     if x.dtype == dtypes.uint8:
         raise TypeError(
-            f"{function} wants float32 images in [0, 1], got uint8{x.shape}; cast and divide by "
-            "255: images.astype(palto.float32) / 255"
+            f"{function} wants float32 images in [0, 1], got uint8{x.shape}; make them "
+            "floats first: images = augment.convert_image_dtype(images)"
         )
     if x.dtype not in (dtypes.float32, dtypes.float64):
         raise TypeError(

@@ -17,7 +17,7 @@ from palto.data.augment.common import (
     draws,
     per_image,
 )
-from palto.tensor import Tensor, random
+from palto.tensor import Tensor, dtypes, random
 from palto.tensor import functions as F
 
 #: How bright red, green and blue look: ITU-R BT.601.
@@ -218,6 +218,27 @@ def gaussian_noise(
     mean = as_number("gaussian_noise", "mean", mean)
     noise = random.normal(x.shape, mean, std, dtype=x.dtype, generator=generator)
     return F.clip(x + noise, 0.0, 1.0) if clip else x + noise
+
+
+def convert_image_dtype(images: Any) -> Tensor:
+    """Images of bytes from 0 to 255 as float32 from 0 to 1; those of floats stay as they are.
+
+    For datasets whose images come out as bytes (``as_bytes``): the first line of a step, and of
+    what tests. Nothing is drawn.
+
+    Args:
+        images: uint8 or float32 (N, H, W, C).
+
+    Returns:
+        Images of the same shape, the same numbers to the bit as a dataset's own float32.
+
+    Raises:
+        TypeError, ValueError: images of another shape or dtype.
+    """
+    x = F.asarray(images)
+    if x.dtype == dtypes.uint8:
+        x = F.astype(x, dtypes.float32) * (1 / 255)
+    return as_images("convert_image_dtype", x)
 
 
 def normalize(images: Any, mean: Range, std: Range) -> Tensor:

@@ -94,6 +94,7 @@ def read_idx(contents: bytes) -> Array:
             f"this idx file of shape {shape} should have {expected} bytes and has {len(contents)}"
         )
     try:
-        return np.frombuffer(contents, np.uint8, offset=start).reshape(shape)
+        array = np.frombuffer(contents, np.uint8, offset=start).reshape(shape)
     except ValueError as error:  # more axes, or longer ones, than NumPy can hold
         raise ValueError(f"this idx file has the impossible shape {shape}: {error}") from None
+    return array.copy()  # NumPy asks for large pages, where random rows are a quarter faster read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from palto.data.dataset import Dataset, Example, Indices, _whole_numbers, random_split
+from palto.data.dataset import BytesOrFloats, Example, Indices, _whole_numbers, random_split
 from palto.data.fetch import say
 from palto.data.sources.checks import existing, one_of, share, too_few
 from palto.data.sources.pictures import (
@@ -55,10 +56,11 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class ImageFiles(Dataset):
+class ImageFiles(BytesOrFloats):
     """Image files with a label each, decoded when they are asked for.
 
-    Examples are images, float32 (H, W, C) from 0 to 1, and labels, int64. Decoding lets threads run
+    Examples are images, float32 (H, W, C) from 0 to 1 (`as_bytes` gives bytes), and labels, int64.
+    Decoding lets threads run
     side by side: give a DataLoader ``num_workers``.
 
     Attributes:
@@ -102,24 +104,19 @@ class ImageFiles(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Indices) -> tuple[Array, ...]:
-        """Images (n, H, W, C) as float32 from 0 to 1, and labels (n,) as int64.
+        """Images (n, H, W, C) as float32 from 0 to 1, or as bytes, and labels (n,) as int64.
 
         Raises:
             ValueError: an image is damaged; the message names the file and the reason.
         """
         places = _whole_numbers(indices)
-        images = np.empty((len(places), *self.size, self.channels), np.float32)
-        for image, row in zip(images, self._rows[places], strict=True):
-            image[...] = self._pictures.read(row)
-        images *= np.float32(1 / 255)
-        return images, self.labels[places]
+        return self._given(self._pictures.gather(self._rows[places])), self.labels[places]
 
     def select(self, indices: Indices) -> ImageFiles:
         """Some of the examples, in this order; what has been decoded is shared."""
-        return ImageFiles(
-            self._pictures, self._rows[indices], self.labels[indices], classes=self.classes,
-            licence=self.licence, name=self.name, skipped=self.skipped, notes=self.notes,
-        )  # fmt: skip
+        selected = copy.copy(self)
+        selected._rows, selected.labels = self._rows[indices], self.labels[indices]
+        return selected
 
     def split(self, held_out: float, seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
         """The examples divided at random, a share of each class in the second part.
@@ -186,6 +183,21 @@ class Pictures:
             self._kept[row] = pixels
             self._is_kept[row] = True
         return pixels
+
+    def gather(self, rows: Array) -> Array:
+        """Images of some rows, new bytes of shape (n, H, W, C).
+
+        Raises:
+            ValueError: one cannot be read; the message names the file.
+        """
+        if self._kept is not None:
+            for row in rows[~self._is_kept[rows]]:
+                self.read(row)
+            return self._kept.take(rows, axis=0)
+        images = np.empty((len(rows), *self.size, self.channels), np.uint8)
+        for image, row in zip(images, rows, strict=True):
+            image[...] = self.read(row)
+        return images
 
     def problem(self, row: int) -> str | None:
         """Why an image cannot be read, None if it can."""
