@@ -179,6 +179,7 @@ class Plan:
         cuts: into how many parts it is cut.
         packs_a: whether a unit first copies its block of a together, tile after tile.
         packs_b: whether it copies the block of b of each panel together.
+        panels_stay: whether neighbouring units have the same panels, not the same rows.
     """
 
     contraction: Contraction
@@ -193,6 +194,7 @@ class Plan:
     cuts: int = 1
     packs_a: bool = False
     packs_b: bool = False
+    panels_stay: bool = False
 
     @property
     def is_fixed(self) -> bool:
@@ -241,11 +243,6 @@ class Plan:
         """Bytes of b that a unit walks through in a block."""
         width = max((x.size for x in self.panels), default=0)
         return self.unit_shape[0] * width * self.block_length * size_of(self.contraction.kind)
-
-    @property
-    def panels_stay(self) -> bool:
-        """Whether neighbouring units have the same panels, not the same rows: what is larger."""
-        return self.panel_bytes > _block_bytes(self)
 
     @property
     def tile_sums(self) -> int:
@@ -329,6 +326,7 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     turned = x.column_b != 1
     whole = Plan(_fixed(x), machine, tiles, panels, int(lines), cut=cut, cuts=cuts, packs_b=turned)
     best = min(_divisions(whole), key=_cost)
+    best = replace(best, panels_stay=_panels_stay(best))
     if whole.contraction == x:
         return best
     if isinstance(length, Size):
@@ -487,11 +485,16 @@ def _cost(p: Plan) -> float:
     again = _block_bytes(p) + p.kept * size_of(p.contraction.kind)
     each += AWAY * math.log2(max(1.0, 2 * again / p.machine.l2))
     copies = COPY_A * rows * p.packs_a + COPY_B * panels * p.packs_b
-    is_near = p.panels_stay and p.panel_bytes <= p.machine.l2 // 2
+    is_near = _panels_stay(p) and p.panel_bytes <= p.machine.l2 // 2
     unit = each * panels * rows + copies + FETCH_B * panels * (not is_near) + 0.1
     # Fewer threads than planned for should find enough units too.
     threads = p.machine.threads, max(1, 3 * p.machine.threads // 4)
     return sum(unit * -(-p.units // n) * n for n in threads)
+
+
+def _panels_stay(p: Plan) -> bool:
+    """Whether a unit's panels of b, which the next one may use again, are larger than its rows."""
+    return p.panel_bytes > _block_bytes(p)
 
 
 def _far(p: Plan) -> tuple[float, float]:
