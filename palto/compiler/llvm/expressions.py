@@ -19,6 +19,9 @@ from palto.tensor.dtypes import DType
 from palto.tensor.graph import Operation
 from palto.tensor.tensor import Tensor
 
+#: From so many elements on, a buffer is not in a cache.
+_BEYOND_CACHES = 2**20
+
 
 class Expressions:
     """Writes the code of elements into a function.
@@ -50,6 +53,7 @@ class Expressions:
         self.known: dict[int, tuple[Index, Element]] = {}
         self.round = 0
         self.guard: Value | None = None
+        self.ahead = 0  # so many elements on, a long buffer is fetched that is read here
         self._stored = stored
         self._written = written
         self.buffers: dict[Buffer, str] = {}
@@ -287,6 +291,8 @@ class Expressions:
                 base = f.intrinsic("llvm.smin", base, f.constant(buffer.length, "i64"))
                 guard = None
             if guard is None:
+                if self.ahead and buffer.length > _BEYOND_CACHES:
+                    f.prefetch(pointer, f.binary("add", base, f.constant(self.ahead, "i64")), kind)
                 return f.load(pointer, base, kind, self.lanes, changes=changes)
             return f.masked_load(pointer, base, kind, f.broadcast(guard, self.lanes))
         result = Value("poison", kind, self.lanes)

@@ -32,6 +32,8 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
+#: A product of so few summed elements waits for what its members read: they are fetched ahead.
+_BRIEF, _AHEAD = 64, 128
 #: What a division of each lane's own index counts, in divisions of an index that lanes share.
 _DIVIDED_LANES = 1000
 
@@ -442,6 +444,7 @@ class Emitter:
         )
         self.plan = plan = _planned(spec, self.machine)
         self.units = plan.units
+        e.ahead = _AHEAD if plan.block_length <= _BRIEF else 0
         partial = None
         if plan.partial:
             partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
