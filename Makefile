@@ -11,7 +11,7 @@ extras-bench := [bench]
 .PHONY: help run test lint bench bench-loading setup-run setup-test setup-bench clean
 
 help: ## list these goals
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  ARGS="..."         options for the program that run, test or bench starts'
 	@echo '  PYTHON=python3.12  the Python that .venv is made with (make clean first)'

@@ -150,7 +150,8 @@ class Report:
             ),
             _tag("footer", "Written by Palto."),
         ]
-        return _PAGE.format(title=_markup(title), style=_STYLE, body=_join(body))
+        style = STYLE_SHEET.read_text(encoding="utf-8")
+        return _PAGE.format(title=_markup(title), style=style, body=_join(body))
 
 
 # HTML
@@ -891,6 +892,7 @@ def _timing(history: Sequence[Mapping[str, float]]) -> list[list[str]]:
 
 # The page
 
+STYLE_SHEET = Path(__file__).with_suffix(".css")
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -906,118 +908,4 @@ style-src 'unsafe-inline'; img-src data:">
 {body}
 </body>
 </html>
-"""
-
-_STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #fff; --ink: #1b1f24; --muted: #59626c; --edge: #dde1e6; --panel: #f5f6f8;
-  --blue: 0 114 178; --orange: 213 94 0;
-  --line-0: #0072b2; --line-1: #d55e00; --line-2: #00835f; --line-3: #a6568a;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --paper: #14171b; --ink: #e4e7eb; --muted: #9aa4af; --edge: #333a42; --panel: #1d2227;
-    --blue: 70 160 225; --orange: 240 130 50;
-    --line-0: #56b4e9; --line-1: #f0903f; --line-2: #35c69b; --line-3: #d997c1;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  max-width: 74rem; margin: 0 auto; padding: 1.5rem 1rem 3rem;
-  background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: break-word; -webkit-text-size-adjust: 100%;
-  -webkit-print-color-adjust: exact; print-color-adjust: exact;
-}
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .8rem; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 .8rem; padding-top: .8rem;
-  border-top: 1px solid var(--edge); }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p { margin: .4rem 0; max-width: 46rem; }
-figure { margin: 0; }
-figcaption, .small, footer { color: var(--muted); font-size: .875rem; }
-.notes { margin: 0 0 1rem; padding: .5rem .8rem; border-left: 3px solid var(--line-1);
-  background: var(--panel); list-style: none; max-width: none; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin-top: 1rem; }
-a { color: var(--line-0); }
-.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem;
-  margin: 0; }
-.headline div { background: var(--panel); border-radius: .4rem; padding: .6rem .8rem; }
-.headline dt { color: var(--muted); font-size: .875rem; }
-.headline dd { margin: 0; font-size: 1.35rem; font-weight: 600; line-height: 1.3; }
-.charts { display: grid; gap: 1.2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
-.charts svg { display: block; width: 100%; height: auto; }
-.charts svg * { stroke-linejoin: round; }
-.charts figure { position: relative; display: flex; flex-direction: column; max-width: 28rem;
-  break-inside: avoid; }
-.charts figcaption { flex: 1; display: flex; flex-wrap: wrap; gap: 0 .9rem; align-content: start; }
-.charts b { color: var(--ink); }
-.charts label { position: absolute; top: 0; right: 1.25rem; font-size: .875rem;
-  color: var(--muted); }
-.charts input { position: absolute; top: .3rem; right: 0; margin: 0; }
-.charts input ~ figcaption { padding-right: 5.5rem; }
-.charts .log, .charts input:checked ~ .linear { display: none; }
-.charts input:checked ~ .log { display: block; }
-.line::before { content: ""; display: inline-block; width: 1.3em; margin-right: .35em;
-  border-top: 2.5px solid; vertical-align: middle; }
-.line.train::before { border-top-style: dashed; }
-.line-0::before { color: var(--line-0); } .line-1::before { color: var(--line-1); }
-.line-2::before { color: var(--line-2); } .line-3::before { color: var(--line-3); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--edge);
-  vertical-align: top; }
-th { font-weight: 500; }
-thead th { color: var(--muted); vertical-align: bottom; }
-.bar { background: linear-gradient(rgb(var(--blue) / .25) 0 0) 0 0 / var(--share) 100% no-repeat; }
-td.bar { min-width: 6rem; border-right: .8rem solid transparent; background-clip: padding-box; }
-.columns { display: grid; gap: 1rem 2.5rem; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
-.columns > * { min-width: 0; }
-.columns h3 { margin-top: 0; }
-.broad { grid-column: 1 / -1; }
-.confusion table { font-size: .8rem; }
-.confusion td { text-align: center; padding: .25rem .3rem; min-width: 2.3rem;
-  border: 1px solid var(--edge); }
-.confusion thead th { border: 0; }
-.confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem; }
-.confusion th[scope=row] { white-space: nowrap; max-width: 12rem; overflow: hidden;
-  text-overflow: ellipsis; position: sticky; left: 0; background: var(--paper); border: 0; }
-.broad table { font-size: .7rem; }
-.broad td { min-width: 1.7rem; padding: .25rem .1rem; }
-.broad th { padding: .1rem .25rem; }
-.right { background: rgb(var(--blue) / calc(.65 * var(--strength))); }
-.wrong { background: rgb(var(--orange) / calc(.65 * var(--strength))); }
-.heat { width: 38rem; max-width: 100%; border: 1px solid var(--edge); }
-.crisp, .heat { image-rendering: pixelated; }
-img { max-width: 100%; height: auto; display: block; }
-.mistakes { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
-.mistakes figcaption { color: var(--ink); font-size: .8rem; line-height: 1.4; }
-.mistakes figure { break-inside: avoid; }
-.mistakes img { width: 100%; border-radius: .3rem; margin-bottom: .3rem; }
-.mistakes .bar { display: flex; gap: .4rem; padding: .05rem .3rem; margin-bottom: 2px; }
-.mistakes .guess { background-image: linear-gradient(rgb(var(--orange) / .3) 0 0); }
-.mistakes b { flex: 1; color: var(--ink); font-weight: 600; }
-pre { overflow-x: auto; background: var(--panel); padding: .7rem .9rem; border-radius: .4rem;
-  font: .8rem/1.35 ui-monospace, monospace; margin: .4rem 0; }
-.command { white-space: pre-wrap; }
-details { margin: .8rem 0; }
-summary { cursor: pointer; color: var(--line-0); }
-footer { margin-top: 2.5rem; }
-@media (max-width: 32rem) {
-  .confusion table { font-size: .7rem; }
-  .confusion td { min-width: 1.65rem; padding: .25rem .1rem; }
-  .confusion th { padding: .2rem .25rem; }
-  .confusion th[scope=row] { max-width: 5.5rem; }
-}
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  nav, .charts input, .charts label { display: none; }
-  .wide, pre { overflow: visible; }
-  pre { white-space: pre-wrap; }
-  h2, h3 { break-after: avoid; }
-  tr { break-inside: avoid; }
-}
 """

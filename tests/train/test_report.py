@@ -236,7 +236,7 @@ def test_the_page_needs_nothing_else():
             for target in re.findall(r"url\((.*?)\)", value or ""):
                 assert target.startswith("#")
     assert html.count("http") == 1 + html.count("http-equiv")  # the note is text
-    assert "@import" not in html and "url(" not in module._STYLE
+    assert "@import" not in html and "url(" not in module.STYLE_SHEET.read_text()
     assert "default-src 'none'" in html
 
 
