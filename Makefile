@@ -13,8 +13,8 @@ extras-bench := [bench]
 help: ## list these goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  ARGS="..."         options for the program that run, test or bench starts'
-	@echo '  PYTHON=python3.12  the Python that .venv is made with (make clean first)'
+	@echo '  ARGS="..."          options for the program that run, test or bench starts'
+	@echo '  PYTHON=python3.12   the Python that .venv is made with (make clean first)'
 
 run: setup-run ## train a small image classifier
 	@$(python) -m palto.recipes.classify $(ARGS)

@@ -131,6 +131,9 @@ class Fuser:
                 self._roots |= {id(x) for x in outputs}
             if name in ("matmul", "conv", "winograd"):
                 self._product(operation, readers.get(id(outputs[0]), ()))
+            if name == "winograd_gradient":
+                for x in operation.inputs:
+                    self._affine(x, [ix.of(v) for v in nests.variables("m", x.shape)])
             for x in self._repeated(operation):
                 self._force(x)
             if name in _LIBRARY or name == "scan":  # these see memory, not views of it
@@ -359,6 +362,8 @@ class Fuser:
             self._place_single(operation, "running", early)
         elif name == "scatter_add":
             self._place_single(operation, "scatter", early)
+        elif name == "winograd_gradient":
+            self._place_single(operation, "winograd", early)
         elif name in _LIBRARY:
             self._place_single(operation, "library", early)
         elif name == "scan":

@@ -143,7 +143,7 @@ class Single(Nest):
 
     Attributes:
         operation: the operation.
-        kind: "reduce", "running", "scatter", "update", "library" or "scan".
+        kind: "reduce", "running", "scatter", "update", "winograd", "library" or "scan".
         variables: one for each axis of the result.
         reduced: one for each axis that is summed over.
     """

@@ -135,7 +135,7 @@ def _without_padding(name: str) -> Rule:
         row = window.window_sum if name == "window_sum" else contract.conv
         x = _padded(x, low, high, gap, apply)
         if row is contract.conv:
-            for rewrite in (winograd.rewritten, _image_by_image):
+            for rewrite in (winograd.rewritten, winograd.gradient_rewritten, _image_by_image):
                 result = rewrite(x, inputs[1], params, apply)
                 if result is not None:
                     return result

@@ -62,27 +62,9 @@ def rewritten(x: Tensor, w: Tensor, params: dict[str, Any], apply: Apply) -> Ten
     The environment variable ``PALTO_WINOGRAD=0`` makes every convolution direct.
     """
     groups, panel = params["groups"], panel_width()
-    shapes = (*x.shape, *w.shape)
-    if (
-        os.environ.get("PALTO_WINOGRAD") == "0"
-        or any(isinstance(n, Size) for n in shapes)
-        or x.dtype != dtypes.float32
-        or w.shape[:-2] != (3, 3)
-        or params["stride"] != (1, 1)
-        or params["kernel_dilation"] != (1, 1)
-    ):
-        return None
     channels, outputs = w.shape[-2:]
-    share = outputs // groups
-    height, width = x.shape[1] - 2, x.shape[2] - 2
-    tiles = math.ceil(height / RESULTS) * math.ceil(width / RESULTS)
-    if (
-        not _LEAST_CHANNELS <= channels <= _MOST_CHANNELS
-        or share < _LEAST_CHANNELS
-        or channels % panel
-        or share % panel
-        or tiles * RESULTS**2 > _MOST_WASTE * height * width
-    ):
+    size = x.shape[1] - 2, x.shape[2] - 2
+    if w.shape[:-2] != (3, 3) or not _pays(x, w, params, size, channels, outputs):
         return None
     # The kernel of each panel of outputs lies together, in the order in which it is read.
     panels = outputs // panel
@@ -95,15 +77,71 @@ def rewritten(x: Tensor, w: Tensor, params: dict[str, Any], apply: Apply) -> Ten
     return result
 
 
+def gradient_rewritten(x: Tensor, w: Tensor, params: dict[str, Any], apply: Apply) -> Tensor | None:
+    """Likewise the gradient of a kernel: a convolution whose kernel is the results' gradient.
+
+    Backprop turns it around: the transformed tiles and the transformed gradient are multiplied,
+    36 matrix products summed over all tiles, and the kernel's transformation is applied backwards.
+    """
+    if x.ndim != 4:
+        return None
+    groups, size = params["groups"], (w.shape[0], w.shape[1])
+    images, outputs = w.shape[-2:]
+    channels = x.shape[0]
+    if x.shape[1:3] != (size[0] + 2, size[1] + 2) or not _pays(
+        x, w, params, size, channels, outputs
+    ):
+        return None
+    # Both as the layer had them: (images, height, width, channels).
+    x = apply(movement.reshape, x, shape=(*x.shape[:3], groups, images))
+    x = apply(movement.permute, x, axes=(4, 1, 2, 3, 0))
+    x = apply(movement.reshape, x, shape=(*x.shape[:3], groups * channels))
+    w = apply(movement.permute, w, axes=(2, 0, 1, 3))
+    sums = apply(winograd_gradient, x, w, groups=groups)
+    sums = apply(movement.reshape, sums, shape=(PIXELS**2, channels * outputs))
+    result = apply(contract.matmul, _kernel_matrix(backwards=True), sums)
+    result = apply(movement.reshape, result, shape=(3, 3, channels, outputs))
+    turned: Tensor = apply(movement.permute, result, axes=(2, 0, 1, 3))
+    return turned
+
+
+def _pays(
+    x: Tensor,
+    w: Tensor,
+    params: dict[str, Any],
+    size: tuple[int, int],
+    channels: int,
+    outputs: int,
+) -> bool:
+    """Whether it is a convolution of results of some size for which this way is faster."""
+    if (
+        os.environ.get("PALTO_WINOGRAD") == "0"
+        or any(isinstance(n, Size) for n in (*x.shape, *w.shape))
+        or x.dtype != dtypes.float32
+        or params["stride"] != (1, 1)
+        or params["kernel_dilation"] != (1, 1)
+    ):
+        return False
+    panel, share = panel_width(), outputs // params["groups"]
+    tiles = math.ceil(size[0] / RESULTS) * math.ceil(size[1] / RESULTS)
+    return (
+        _LEAST_CHANNELS <= channels <= _MOST_CHANNELS
+        and share >= _LEAST_CHANNELS
+        and channels % panel == share % panel == 0
+        and tiles * RESULTS**2 <= _MOST_WASTE * size[0] * size[1]
+    )
+
+
 def panel_width() -> int:
     """How many outputs are computed side by side: two vectors."""
     return 2 * Machine.host().vector_bytes // dtypes.float32.itemsize
 
 
 @cache
-def _kernel_matrix() -> Tensor:
+def _kernel_matrix(*, backwards: bool = False) -> Tensor:
     """From the nine numbers of a kernel to 36; one tensor, so that equal kernels are one."""
-    return F.asarray(np.kron(_OF_KERNEL, _OF_KERNEL).astype(np.float32))
+    matrix = np.kron(_OF_KERNEL, _OF_KERNEL).astype(np.float32)
+    return F.asarray(np.ascontiguousarray(matrix.T) if backwards else matrix)
 
 
 def _infer(x: Tensor, u: Tensor, *, groups: int) -> Spec:
@@ -113,13 +151,8 @@ def _infer(x: Tensor, u: Tensor, *, groups: int) -> Spec:
 
 def _numpy(x: Array, u: Array, *, groups: int) -> Array:
     n, height, width = x.shape[0], x.shape[1] - 2, x.shape[2] - 2
-    down, across = -(-height // RESULTS), -(-width // RESULTS)
-    below, beyond = RESULTS * down - height, RESULTS * across - width
-    x = np.pad(x, [(0, 0), (0, below), (0, beyond), (0, 0)])
-    windows = np.lib.stride_tricks.sliding_window_view(x, (PIXELS, PIXELS), (1, 2))
-    tiles = windows[:, ::RESULTS, ::RESULTS]
-    tiles = tiles.reshape(n, down, across, groups, -1, PIXELS, PIXELS)
-    v = np.einsum("ik,jl,ntwgckl->ijntwgc", _OF_PIXELS, _OF_PIXELS, tiles)
+    v = _transformed(x, groups)
+    down, across = v.shape[3:5]
     kernels = u.reshape(PIXELS, PIXELS, groups, -1, *u.shape[2:])
     m = np.einsum("ijntwgc,ijgqcp->ijntwgqp", v, kernels)
     y = np.einsum("ai,bj,ijntwgqp->ntawbgqp", _OF_SUMS, _OF_SUMS, m)
@@ -127,12 +160,48 @@ def _numpy(x: Array, u: Array, *, groups: int) -> Array:
     return np.asarray(y[:, :height, :width], x.dtype)
 
 
+def _transformed(x: Array, groups: int) -> Array:
+    """The tiles of images: (6, 6, images, down, across, groups, channels)."""
+    missing = [(2 - n) % RESULTS for n in x.shape[1:3]]
+    x = np.pad(x, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, (PIXELS, PIXELS), (1, 2))
+    tiles = windows[:, ::RESULTS, ::RESULTS]
+    tiles = tiles.reshape(*tiles.shape[:3], groups, -1, PIXELS, PIXELS)
+    return np.asarray(np.einsum("ik,jl,ntwgckl->ijntwgc", _OF_PIXELS, _OF_PIXELS, tiles))
+
+
 def _flops(operation: Operation) -> int:
     """Those of the matrix products."""
     x, u = operation.inputs
-    tiles = x.shape[0] * -(-(x.shape[1] - 2) // RESULTS) * -(-(x.shape[2] - 2) // RESULTS)
-    return 2 * tiles * u.size
+    return 2 * _tiles(x) * u.size
+
+
+def _tiles(x: Tensor) -> int:
+    return x.shape[0] * -(-(x.shape[1] - 2) // RESULTS) * -(-(x.shape[2] - 2) // RESULTS)
+
+
+def _gradient_infer(x: Tensor, g: Tensor, *, groups: int) -> Spec:
+    return Spec((PIXELS**2, x.shape[3] // groups, g.shape[3]), x.dtype)
+
+
+def _gradient_numpy(x: Array, g: Array, *, groups: int) -> Array:
+    v = _transformed(x, groups)
+    n, height, width, outputs = g.shape
+    down, across = v.shape[3:5]
+    g = np.pad(g, [(0, 0), (0, down * RESULTS - height), (0, across * RESULTS - width), (0, 0)])
+    g = g.reshape(n, down, RESULTS, across, RESULTS, groups, outputs // groups)
+    d = np.einsum("ai,bj,ntawbgo->ijntwgo", _OF_SUMS, _OF_SUMS, g)
+    sums = np.einsum("ijntwgc,ijntwgo->ijcgo", v, d)
+    return np.asarray(sums.reshape(PIXELS**2, -1, outputs), x.dtype)
 
 
 #: (N, H + 2, W + 2, C) with transformed kernels (36, panels, C / groups, panel) -> (N, H, W, O).
 winograd = Primitive("winograd", _infer, _numpy, flops=_flops)
+
+#: (N, H + 2, W + 2, C) with the gradient (N, H, W, O) of results -> (36, C / groups, O).
+winograd_gradient = Primitive(
+    "winograd_gradient",
+    _gradient_infer,
+    _gradient_numpy,
+    flops=lambda operation: 2 * _tiles(operation.inputs[0]) * operation.output().size,
+)

@@ -126,3 +126,50 @@ def test_where_the_direct_way_is_taken(change):
     expected = function(palto.asarray(x), palto.asarray(w)).numpy()
     np.testing.assert_allclose(compiled(x, w).numpy(), expected, rtol=1e-4, atol=1e-4)
     assert "winograd" not in used(compiled, x, w)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradients_primitive_means_the_gradient(shape):
+    (x, kernel, _), groups = inputs(*shape), shape[-1]
+    g = np.random.default_rng(3).normal(size=(*shape[:3], shape[4]))
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype(np.float64)
+    sums = winograd.winograd_gradient.numpy(padded, g, groups=groups)
+    spec = winograd.winograd_gradient.infer(palto.asarray(padded), palto.asarray(g), groups=groups)
+    assert spec == Spec(sums.shape, sums.dtype)
+    matrix = winograd._kernel_matrix(backwards=True).numpy().astype(np.float64)
+    found = (matrix @ sums.reshape(36, -1)).reshape(kernel.shape)
+
+    def loss(w):
+        y = nn.functional.conv2d(
+            palto.asarray(x.astype(np.float64)), w, padding=1, groups=groups
+        )  # fmt: skip
+        return (y * palto.asarray(g)).sum()
+
+    expected = palto.grad(loss)(palto.asarray(kernel.astype(np.float64))).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_native_code_is_the_gradient(shape):
+    """Of kernel and image, equal for any number of threads."""
+    (x, kernel, _), groups = inputs(*shape), shape[-1]
+    g = np.random.default_rng(3).normal(size=(*shape[:3], shape[4])).astype(np.float32)
+
+    def gradients(x, w, g):
+        def loss(x, w):
+            return (nn.functional.conv2d(x, w, padding=1, groups=groups) * g).sum()
+
+        return palto.grad(loss, argnums=(0, 1))(x, w)
+
+    arguments = [palto.asarray(a) for a in (x, kernel, g)]
+    expected = [y.numpy() for y in gradients(*arguments)]
+    compiled = palto.compile(gradients)
+    before = None
+    for count in (1, 2, 3):
+        palto.set_num_threads(count)
+        found = [y.numpy() for y in compiled(*arguments)]
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+        assert before is None or [y.tobytes() for y in found] == before
+        before = [y.tobytes() for y in found]
+    assert used(compiled, *arguments).count("winograd") == 2

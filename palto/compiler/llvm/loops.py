@@ -19,6 +19,7 @@ from palto.compiler.llvm.expressions import Expressions
 from palto.compiler.llvm.reduction import Reduction
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Single
+from palto.compiler.prepare import read_through
 from palto.compiler.sizes import Size, is_surely_less
 from palto.tensor import dtypes
 from palto.tensor.graph import Operation
@@ -98,7 +99,7 @@ class Emitter:
             assert isinstance(nest, Single)
             {
                 "reduce": self._reduce, "running": self._running, "scatter": self._scatter,
-                "update": self._update,
+                "update": self._update, "winograd": self._winograd_gradient,
             }[nest.kind](nest)  # fmt: skip
         named = {name: buffer for buffer, name in self.e.buffers.items()}
         arguments = [(kind, name, named.get(name)) for kind, name in self.f.signature]
@@ -509,6 +510,32 @@ class Emitter:
             lambda i, lanes: f.load(e.pointer(u), i, "float", lanes), scratch,
             lambda at, column, sums: self._finished(nest, product, place, outer, at, column, sums),
         )  # fmt: skip
+
+    def _winograd_gradient(self, nest: Single) -> None:
+        f, e, operation = self.f, self.e, nest.operation
+        out = operation.output()
+        buffers, places = [], []
+        for tensor in operation.inputs:
+            variables = nests.variables("m", tensor.shape)
+            read = read_through(tensor, [ix.of(v) for v in variables], self._is_stored)
+            buffer, at = self._operand(read)
+            steps = [at.terms[v.key][1] if v.key in at.terms else 0 for v in variables]
+            assert steps[3] == 1, "channels are neighbours"
+            buffers.append(e.pointer(buffer))
+            places.append(((steps[0], steps[1], steps[2]), at.constant))
+        (n, height, width, outputs), groups = operation.inputs[1].shape, operation.params["groups"]
+        target = self._stored(out)
+        assert target is not None
+        layout = llvm_winograd.GradientLayout(
+            n, (height, width), groups, out.shape[1], outputs // groups, places[0], places[1],
+            self.machine,
+        )  # fmt: skip
+        self.units, self.plan = layout.units, layout.plan
+        scratch = e.pointer(Buffer((layout.units * layout.scratch,), out.dtype, "arena"))
+        load_x, load_g = (
+            lambda i, lanes, x=x: f.load(x, i, "float", lanes) for x in buffers
+        )  # fmt: skip
+        llvm_winograd.emit_gradient(f, layout, load_x, load_g, e.pointer(target), scratch)
 
     def _operand(self, read: nests.Read) -> tuple[Buffer, Index]:
         buffer = self._stored(read.tensor)

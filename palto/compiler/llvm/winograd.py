@@ -6,9 +6,9 @@ See palto.compiler.winograd for what is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from palto.compiler.llvm import contract
 from palto.compiler.llvm.builder import Function, Value
@@ -19,6 +19,9 @@ from palto.compiler.winograd import PIXELS, RESULTS
 _BLOCK = 600 << 10
 #: The most tiles of a block, and the multiple of a register tile's height that it has.
 _MOST_TILES, _ROWS = 48, 6
+#: Of a kernel's gradient, the channels and outputs of a unit, and the tiles of a block: its sums
+#: and the numbers of a block fit the second cache.
+_CHANNELS, _OUTPUTS, _GRADIENT_BLOCK = 32, 32, 32
 #: Elements after each of the 36 parts of a block, so that they do not share places of the cache.
 _GAP = 16
 
@@ -102,6 +105,86 @@ class Layout:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class GradientLayout:
+    """The gradient of a kernel, and how it is cut: by channels and outputs, not by tiles.
+
+    Attributes:
+        images, size, groups, channels, share, machine: as in `Layout`.
+        x: elements between images, rows and pixels of the input, and its first element.
+        g: the same of the results' gradient.
+    """
+
+    images: int
+    size: tuple[int, int]
+    groups: int
+    channels: int
+    share: int
+    x: tuple[tuple[int, int, int], int]
+    g: tuple[tuple[int, int, int], int]
+    machine: Machine
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles along a result's height and width."""
+        return -(-self.size[0] // RESULTS), -(-self.size[1] // RESULTS)
+
+    @property
+    def total(self) -> int:
+        """All tiles of a group."""
+        return self.images * math.prod(self.tiles)
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Channels and outputs of a unit."""
+        return _part_of(self.channels, _CHANNELS), _part_of(self.share, _OUTPUTS)
+
+    @property
+    def units(self) -> int:
+        """Pieces of work, each for all tiles."""
+        channels, outputs = self.parts
+        return self.groups * (self.channels // channels) * (self.share // outputs)
+
+    @property
+    def part(self) -> int:
+        """Elements from one of the 36 parts of transformed tiles to the next."""
+        return _GRADIENT_BLOCK * self.parts[0] + _GAP
+
+    @property
+    def other_part(self) -> int:
+        """Likewise, of the transformed gradient."""
+        return _GRADIENT_BLOCK * self.parts[1] + _GAP
+
+    @property
+    def scratch(self) -> int:
+        """Elements that a unit needs."""
+        return PIXELS**2 * (self.part + self.other_part)
+
+    @property
+    def plan(self) -> Plan:
+        """The 36 matrix products of a block of tiles."""
+        channels, outputs = self.parts
+        found = contract.plan(
+            Contraction(
+                "float",
+                (Axis(PIXELS**2, self.part, self.other_part),),
+                (Axis(channels, 1),),
+                outputs,
+                (Axis(_GRADIENT_BLOCK, channels, outputs),),
+                wide_a=True,
+            ),
+            self.machine,
+        )
+        return replace(found, packs_a=False, packs_b=False)
+
+
+def _part_of(count: int, most: int) -> int:
+    """The largest part of a count, a multiple of 16, that is no more than `most`."""
+    return max(n for n in range(16, min(count, most) + 1, 16) if count % n == 0)
+
+
+#: So many neighbouring elements, from an offset on.
+Load = Callable[[Value, int], Value]
 #: Takes group, image, row and pixel, the first output's number in the group, and results.
 Finish = Callable[[list[Value], Value, Value], None]
 
@@ -109,8 +192,8 @@ Finish = Callable[[list[Value], Value, Value], None]
 def emit(
     f: Function,
     layout: Layout,
-    load_x: Callable[[Value, int], Value],
-    load_u: Callable[[Value, int], Value],
+    load_x: Load,
+    load_u: Load,
     scratch: Value,
     finish: Finish,
 ) -> None:
@@ -126,7 +209,7 @@ def emit(
     """
     with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
         region = f.binary("mul", f.parameters["first"], f.constant(layout.scratch, "i64"))
-        _Emitter(f, layout, load_x, load_u, scratch, region, finish).unit(loop.counter)
+        _Emitter(f, layout, scratch, load_x, load_u, region, finish).unit(loop.counter)
 
 
 def turned(grid: list[list[Value]]) -> list[list[Value]]:
@@ -135,101 +218,40 @@ def turned(grid: list[list[Value]]) -> list[list[Value]]:
 
 
 @dataclass(slots=True)
-class _Emitter:
+class _Tiles:
+    """What both directions do with a tile."""
+
     f: Function
-    layout: Layout
-    load_x: Callable[[Value, int], Value]
-    load_u: Callable[[Value, int], Value]
+    layout: Layout | GradientLayout
     scratch: Value
-    region: Value
-    finish: Finish
 
-    def unit(self, number: Value) -> None:
-        """A block of tiles of one group."""
-        f, x = self.f, self.layout
-        blocks = self.constant(x.units // x.groups)
-        group = self.constant(0)
-        if x.groups > 1:
-            group, number = f.binary("udiv", number, blocks), f.binary("urem", number, blocks)
-        first = f.binary("mul", number, self.constant(x.block))
-        rest = f.binary("sub", self.constant(x.total), first)
-        count = f.intrinsic("llvm.smin", rest, self.constant(x.block))
-        with f.loop(0, count) as loop:
-            self.transform(group, loop.counter, self.add(first, loop.counter))
-        panels, plan = x.share // x.panel, x.plan
-        with f.loop(0, panels) as loop:
-            panel = self.add(self.times(group, panels), loop.counter)
-            kernels = self.times(panel, x.channels * x.panel)
-            contract.emit(
-                f, plan,
-                lambda at, lanes=1: self.load(self.add(self.region, at), lanes),
-                lambda at, lanes: self.load_u(self.add(kernels, at), lanes),
-                None, self.constant(0), self.constant(plan.units),
-                lambda part, row, column, sums: self.store(
-                    self.add(self.sums_at(part[0], row[0]), column), sums
-                ),
-                private=True,
-            )  # fmt: skip
-            with f.loop(0, count) as inner:
-                tile = self.add(first, inner.counter)
-                self.results(group, inner.counter, tile, self.times(loop.counter, x.panel))
-
-    def transform(self, group: Value, slot: Value, tile: Value) -> None:
-        """The 36 numbers of a tile, for each channel."""
-        f, x, lanes = self.f, self.layout, self.lanes
+    def of_tile(
+        self,
+        tile: Value,
+        base: Value,
+        strides: Sequence[int],
+        load: Load,
+        channels: int,
+        target: Value,
+        part: int,
+    ) -> None:
+        """Transform the pixels of a tile, for some channels from an offset on."""
+        f, lanes = self.f, self.lanes
         image, row, column = self.where(tile)
-        base = self.add(self.times(image, x.strides[0]), x.start)
-        base = self.add(base, self.times(group, x.strides[3]))
+        base = self.add(base, self.times(image, strides[0]))
         # Below the last row there is nothing; what is computed there is not wanted.
         rows, columns = (
-            [
-                self.times(
-                    f.intrinsic("llvm.smin", self.add(at, i), self.constant(size + 1)), stride
-                )
-                for i in range(PIXELS)
-            ]
-            for at, size, stride in zip((row, column), x.size, x.strides[1:3], strict=True)
+            [self.times(self.at_most(self.add(at, i), size + 1), stride) for i in range(PIXELS)]
+            for at, size, stride in zip((row, column), self.layout.size, strides[1:3], strict=True)
         )
-        target = self.add(self.region, self.times(slot, x.channels))
-        with f.loop(0, x.channels, lanes) as loop:
+        with f.loop(0, channels, lanes) as loop:
             at = self.add(base, loop.counter)
-            pixels = [
-                [self.load_x(self.add(at, self.add(i, j)), lanes) for j in columns] for i in rows
-            ]
+            pixels = [[load(self.add(at, self.add(i, j)), lanes) for j in columns] for i in rows]
             down = turned([self.of_pixels(line) for line in turned(pixels)])
             place = self.add(target, loop.counter)
             for i, line in enumerate(down):
                 for j, value in enumerate(self.of_pixels(line)):
-                    self.store(self.add(place, (PIXELS * i + j) * x.part), value)
-
-    def results(self, group: Value, slot: Value, tile: Value, first: Value) -> None:
-        """The 16 results of a tile, for each output of a panel."""
-        f, x, lanes = self.f, self.layout, self.lanes
-        image, row, column = self.where(tile)
-        source = self.sums_at(self.constant(0), slot)
-        with f.loop(0, x.panel, lanes) as loop:
-            at = self.add(source, loop.counter)
-            sums = [
-                [self.load(self.add(at, (PIXELS * i + j) * x.sums_part), lanes)
-                 for j in range(PIXELS)]
-                for i in range(PIXELS)
-            ]  # fmt: skip
-            down = turned([self.of_sums(line) for line in turned(sums)])
-            output = self.add(first, loop.counter)
-            for i, line in enumerate(down):
-                with self.inside(self.add(row, i), x.size[0]) as y:
-                    for j, value in enumerate(self.of_sums(line)):
-                        with self.inside(self.add(column, j), x.size[1]) as pixel:
-                            self.finish([group, image, y, pixel], output, value)
-
-    @contextmanager
-    def inside(self, at: Value, size: int) -> Iterator[Value]:
-        """What is done only for a row, or a pixel, of the result."""
-        if size % RESULTS == 0:
-            yield at
-            return
-        with self.f.when(self.f.compare("slt", at, self.constant(size))):
-            yield at
+                    self.store(self.add(place, (PIXELS * i + j) * part), value)
 
     def where(self, tile: Value) -> tuple[Value, Value, Value]:
         """The image of a tile, and the row and the pixel of its first result."""
@@ -283,12 +305,6 @@ class _Emitter:
     def lanes(self) -> int:
         return self.layout.machine.vector_bytes // 4
 
-    def sums_at(self, part: Value, slot: Value) -> Value:
-        """Where the sums of a tile are."""
-        x = self.layout
-        place = self.add(self.times(part, x.sums_part), self.times(slot, x.panel))
-        return self.add(self.add(self.region, place), PIXELS**2 * x.part)
-
     def load(self, at: Value, lanes: int) -> Value:
         return self.f.load(self.scratch, at, "float", lanes, changes=True)
 
@@ -303,3 +319,197 @@ class _Emitter:
 
     def times(self, x: Value, y: int) -> Value:
         return self.f.binary("mul", x, self.constant(y))
+
+    def at_most(self, x: Value, y: int) -> Value:
+        return self.f.intrinsic("llvm.smin", x, self.constant(y))
+
+
+@dataclass(slots=True)
+class _Emitter(_Tiles):
+    layout: Layout
+    load_x: Load
+    load_u: Load
+    region: Value
+    finish: Finish
+
+    def unit(self, number: Value) -> None:
+        """A block of tiles of one group."""
+        f, x = self.f, self.layout
+        blocks = self.constant(x.units // x.groups)
+        group = self.constant(0)
+        if x.groups > 1:
+            group, number = f.binary("udiv", number, blocks), f.binary("urem", number, blocks)
+        first = f.binary("mul", number, self.constant(x.block))
+        rest = f.binary("sub", self.constant(x.total), first)
+        count = f.intrinsic("llvm.smin", rest, self.constant(x.block))
+        with f.loop(0, count) as loop:
+            self.transform(group, loop.counter, self.add(first, loop.counter))
+        panels, plan = x.share // x.panel, x.plan
+        with f.loop(0, panels) as loop:
+            panel = self.add(self.times(group, panels), loop.counter)
+            kernels = self.times(panel, x.channels * x.panel)
+            contract.emit(
+                f, plan,
+                lambda at, lanes=1: self.load(self.add(self.region, at), lanes),
+                lambda at, lanes: self.load_u(self.add(kernels, at), lanes),
+                None, self.constant(0), self.constant(plan.units),
+                lambda part, row, column, sums: self.store(
+                    self.add(self.sums_at(part[0], row[0]), column), sums
+                ),
+                private=True,
+            )  # fmt: skip
+            with f.loop(0, count) as inner:
+                tile = self.add(first, inner.counter)
+                self.results(group, inner.counter, tile, self.times(loop.counter, x.panel))
+
+    def transform(self, group: Value, slot: Value, tile: Value) -> None:
+        """The 36 numbers of a tile, for each channel."""
+        x = self.layout
+        base = self.add(self.times(group, x.strides[3]), x.start)
+        target = self.add(self.region, self.times(slot, x.channels))
+        self.of_tile(tile, base, x.strides, self.load_x, x.channels, target, x.part)
+
+    def results(self, group: Value, slot: Value, tile: Value, first: Value) -> None:
+        """The 16 results of a tile, for each output of a panel."""
+        f, x, lanes = self.f, self.layout, self.lanes
+        image, row, column = self.where(tile)
+        source = self.sums_at(self.constant(0), slot)
+        with f.loop(0, x.panel, lanes) as loop:
+            at = self.add(source, loop.counter)
+            sums = [
+                [self.load(self.add(at, (PIXELS * i + j) * x.sums_part), lanes)
+                 for j in range(PIXELS)]
+                for i in range(PIXELS)
+            ]  # fmt: skip
+            down = turned([self.of_sums(line) for line in turned(sums)])
+            output = self.add(first, loop.counter)
+            for i, line in enumerate(down):
+                with self.inside(self.add(row, i), x.size[0]) as y:
+                    for j, value in enumerate(self.of_sums(line)):
+                        with self.inside(self.add(column, j), x.size[1]) as pixel:
+                            self.finish([group, image, y, pixel], output, value)
+
+    @contextmanager
+    def inside(self, at: Value, size: int) -> Iterator[Value]:
+        """What is done only for a row, or a pixel, of the result."""
+        if size % RESULTS == 0:
+            yield at
+            return
+        with self.f.when(self.f.compare("slt", at, self.constant(size))):
+            yield at
+
+    def sums_at(self, part: Value, slot: Value) -> Value:
+        """Where the sums of a tile are."""
+        x = self.layout
+        place = self.add(self.times(part, x.sums_part), self.times(slot, x.panel))
+        return self.add(self.add(self.region, place), PIXELS**2 * x.part)
+
+
+def emit_gradient(
+    f: Function, layout: GradientLayout, load_x: Load, load_g: Load, target: Value, scratch: Value
+) -> None:
+    """Write the loops over the units from parameter `first` to parameter `last`.
+
+    Args:
+        f: where to write.
+        layout: what is computed.
+        load_x: of the input.
+        load_g: of the results' gradient.
+        target: a pointer to the 36 sums of products, (36, channels, all outputs).
+        scratch: a pointer to `layout.units` times `layout.scratch` elements.
+    """
+    with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
+        region = f.binary("mul", f.parameters["first"], f.constant(layout.scratch, "i64"))
+        emitter = _GradientEmitter(f, layout, scratch, load_x, load_g, region, target)
+        emitter.unit(loop.counter)
+
+
+@dataclass(slots=True)
+class _GradientEmitter(_Tiles):
+    layout: GradientLayout
+    load_x: Load
+    load_g: Load
+    region: Value
+    target: Value
+
+    def unit(self, number: Value) -> None:
+        """All tiles, for some channels and outputs of a group."""
+        f, x = self.f, self.layout
+        channels, outputs = x.parts
+        columns, rows = x.share // outputs, x.channels // channels
+        column = f.binary("urem", number, self.constant(columns))
+        number = f.binary("udiv", number, self.constant(columns))
+        row = f.binary("urem", number, self.constant(rows))
+        group = f.binary("udiv", number, self.constant(rows))
+        first_channel = self.times(row, channels)
+        first_output = self.add(self.times(group, x.share), self.times(column, outputs))
+        from_x = self.add(self.add(self.times(group, x.channels), first_channel), x.x[1])
+        from_g = self.add(first_output, x.g[1])
+        other = self.add(self.region, PIXELS**2 * x.part)
+        plan, width = x.plan, x.groups * x.share
+        with f.loop(0, -(-x.total // _GRADIENT_BLOCK)) as blocks:
+            first = self.times(blocks.counter, _GRADIENT_BLOCK)
+            begins = f.compare("eq", blocks.counter, self.constant(0))
+            with f.loop(0, _GRADIENT_BLOCK) as loop:
+                slot = loop.counter
+                tile = self.at_most(self.add(first, slot), x.total - 1)
+                place = self.add(self.region, self.times(slot, channels))
+                self.of_tile(tile, from_x, x.x[0], self.load_x, channels, place, x.part)
+                # In the last block, some tiles do not exist: their gradient is zero.
+                is_tile = f.compare("slt", self.add(first, slot), self.constant(x.total))
+                self.of_gradient(tile, is_tile, from_g, self.add(other, self.times(slot, outputs)))
+
+            def add_up(part: list[Value], line: list[Value], column: Value, sums: Value) -> None:
+                channel = self.add(first_channel, line[0])
+                place = self.add(self.times(part[0], x.channels), channel)
+                place = self.add(self.add(self.times(place, width), first_output), column)
+                before = f.load(self.target, place, "float", sums.lanes, changes=True)
+                zero = f.constant(0, "float", sums.lanes)
+                before = f.select(begins, zero, before)
+                f.store(self.target, place, self.sum(before, sums))
+
+            contract.emit(
+                f, plan,
+                lambda at, lanes=1: self.load(self.add(self.region, at), lanes),
+                lambda at, lanes: self.load(self.add(other, at), lanes),
+                None, self.constant(0), self.constant(plan.units), add_up, private=True,
+            )  # fmt: skip
+
+    def of_gradient(self, tile: Value, is_tile: Value, base: Value, target: Value) -> None:
+        """Transform the gradient of a tile's 16 results, zero where there is no result."""
+        f, x, lanes = self.f, self.layout, self.lanes
+        image, row, column = self.where(tile)
+        base = self.add(base, self.times(image, x.g[0][0]))
+        lines, pixels = (
+            [
+                (
+                    self.times(self.at_most(self.add(at, i), size - 1), stride),
+                    f.compare("slt", self.add(at, i), self.constant(size)),
+                )
+                for i in range(RESULTS)
+            ]
+            for at, size, stride in zip((row, column), x.size, x.g[0][1:], strict=True)
+        )
+        zero = f.constant(0, "float", lanes)
+        with f.loop(0, x.parts[1], lanes) as loop:
+            at = self.add(base, loop.counter)
+            grid: list[list[Value]] = []
+            for line, is_line in lines:
+                grid.append([])
+                for pixel, is_pixel in pixels:
+                    value = self.load_g(self.add(at, self.add(line, pixel)), lanes)
+                    there = f.binary("and", is_tile, f.binary("and", is_line, is_pixel))
+                    grid[-1].append(f.select(there, value, zero))
+            down = turned([self.of_results(line) for line in turned(grid)])
+            place = self.add(target, loop.counter)
+            for i, across in enumerate(down):
+                for j, value in enumerate(self.of_results(across)):
+                    self.store(self.add(place, (PIXELS * i + j) * x.other_part), value)
+
+    def of_results(self, y: list[Value]) -> list[Value]:
+        """From four numbers to six: `of_sums` backwards."""
+        a, b = self.sum(y[0], y[2]), self.sum(y[1], y[3])
+        c, d = self.plus(y[0], 4, y[2]), self.plus(y[1], 4, y[3])
+        return [
+            y[0], self.sum(a, b), self.minus(a, b), self.plus(c, 2, d), self.plus(c, -2, d), y[3],
+        ]  # fmt: skip
