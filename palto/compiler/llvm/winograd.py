@@ -19,9 +19,8 @@ from palto.compiler.winograd import PIXELS, RESULTS
 _BLOCK = 600 << 10
 #: The most tiles of a block, and the multiple of a register tile's height that it has.
 _MOST_TILES, _ROWS = 48, 6
-#: Of a kernel's gradient, the channels and outputs of a unit, and the tiles of a block: its sums
-#: and the numbers of a block fit the second cache.
-_CHANNELS, _OUTPUTS, _GRADIENT_BLOCK = 32, 32, 32
+#: Of a kernel's gradient: the channels and outputs of a unit, and the tiles of a block.
+_PARTS, _GRADIENT_BLOCK = ((64, 64), (64, 32), (32, 32)), 32
 #: Elements after each of the 36 parts of a block, so that they do not share places of the cache.
 _GAP = 16
 
@@ -136,8 +135,17 @@ class GradientLayout:
 
     @property
     def parts(self) -> tuple[int, int]:
-        """Channels and outputs of a unit."""
-        return _part_of(self.channels, _CHANNELS), _part_of(self.share, _OUTPUTS)
+        """Channels and outputs of a unit: many, for more work with what has been transformed.
+
+        Fewer, where threads would have nothing to do.
+        """
+        found = 0, 0
+        for channels, outputs in _PARTS:
+            found = _part_of(self.channels, channels), _part_of(self.share, outputs)
+            units = self.groups * (self.channels // found[0]) * (self.share // found[1])
+            if units >= self.machine.threads:
+                break
+        return found
 
     @property
     def units(self) -> int:
