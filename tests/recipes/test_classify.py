@@ -118,5 +118,5 @@ def test_help_teaches(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         classify.main()
     out = capsys.readouterr().out
-    for part in ("--model", "lenet", "alexnet 2", "--no-augment"):
+    for part in ("--model", "lenet", "alexnet 3", "--no-augment"):
         assert part in out

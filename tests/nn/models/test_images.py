@@ -32,12 +32,12 @@ def conv(kernel, channels, out, *, groups=1, bias=True):
 
 def small_alexnet(channels, pixels, classes):
     return (
-        conv(5, channels, 48)
-        + conv(5, 48, 128, groups=2)
-        + conv(3, 128, 192)
-        + conv(3, 192, 192, groups=2)
-        + conv(3, 192, 128, groups=2)
-        + linear(pixels * 128, 512, 512, classes)
+        conv(5, channels, 32)
+        + conv(5, 32, 64, groups=2)
+        + conv(3, 64, 96)
+        + conv(3, 96, 96, groups=2)
+        + conv(3, 96, 64, groups=2)
+        + linear(pixels * 64, 256, 256, classes)
     )
 
 
@@ -73,15 +73,15 @@ def residual(stem, channels, widths, blocks, classes, *, projection):
         ),
         (
             lambda: models.alexnet(10, (28, 28, 1)), (28, 28, 1), 10,
-            small_alexnet(1, 2 * 2, 10), 1_106_794,
+            small_alexnet(1, 2 * 2, 10), 285_322,
         ),
         (
             lambda: models.alexnet(10, (32, 32, 3)), (32, 32, 3), 10,
-            small_alexnet(3, 3 * 3, 10), 1_436_874,
+            small_alexnet(3, 3 * 3, 10), 368_842,
         ),
         (
             lambda: models.alexnet(5, (64, 48, 3)), (64, 48, 3), 5,
-            small_alexnet(3, 7 * 5, 5), 3_138_245,
+            small_alexnet(3, 7 * 5, 5), 793_541,
         ),
         (
             models.resnet, (32, 32, 3), 10,
