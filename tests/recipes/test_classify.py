@@ -81,7 +81,7 @@ def test_augmentation_can_be_chosen(small, monkeypatch, capsys, tmp_path):
     words = ("--model", "logistic_regression", "--epochs", "1", "--save")
     plain = run(monkeypatch, capsys, *words, str(tmp_path / "plain"))
     changed = run(monkeypatch, capsys, *words, str(tmp_path / "changed"), "--augment")
-    assert "mirrored" not in plain.split("compiling")[0] and "moved and mirrored" in changed
+    assert "mirrored" not in plain.split("compiling")[0] and "mirrored at random" in changed
     assert (tmp_path / "plain").read_bytes() != (tmp_path / "changed").read_bytes()
 
 
