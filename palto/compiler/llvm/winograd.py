@@ -26,30 +26,16 @@ _GAP = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What is convolved, and how it is cut.
+class Results:
+    """The results of a convolution.
 
     Attributes:
         images: how many.
-        size: height and width of a result.
-        groups: how many groups of channels.
-        channels: of the input, in a group.
-        share: outputs of a group.
-        panel: outputs side by side.
-        strides: elements between images, rows, pixels and groups of the input.
-        start: the input's first element.
-        machine: what it is planned for.
+        size: height and width of each.
     """
 
     images: int
     size: tuple[int, int]
-    groups: int
-    channels: int
-    share: int
-    panel: int
-    strides: tuple[int, int, int, int]
-    start: int
-    machine: Machine
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -60,6 +46,29 @@ class Layout:
     def total(self) -> int:
         """All tiles of a group."""
         return self.images * math.prod(self.tiles)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(Results):
+    """What is convolved, and how it is cut.
+
+    Attributes:
+        groups: how many groups of channels.
+        channels: of the input, in a group.
+        share: outputs of a group.
+        panel: outputs side by side.
+        strides: elements between images, rows, pixels and groups of the input.
+        start: the input's first element.
+        machine: what it is planned for.
+    """
+
+    groups: int
+    channels: int
+    share: int
+    panel: int
+    strides: tuple[int, int, int, int]
+    start: int
+    machine: Machine
 
     @property
     def block(self) -> int:
@@ -105,33 +114,21 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class GradientLayout:
+class GradientLayout(Results):
     """The gradient of a kernel, and how it is cut: by channels and outputs, not by tiles.
 
     Attributes:
-        images, size, groups, channels, share, machine: as in `Layout`.
+        groups, channels, share, machine: as in `Layout`.
         x: elements between images, rows and pixels of the input, and its first element.
         g: the same of the results' gradient.
     """
 
-    images: int
-    size: tuple[int, int]
     groups: int
     channels: int
     share: int
     x: tuple[tuple[int, int, int], int]
     g: tuple[tuple[int, int, int], int]
     machine: Machine
-
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Tiles along a result's height and width."""
-        return -(-self.size[0] // RESULTS), -(-self.size[1] // RESULTS)
-
-    @property
-    def total(self) -> int:
-        """All tiles of a group."""
-        return self.images * math.prod(self.tiles)
 
     @property
     def parts(self) -> tuple[int, int]:
@@ -198,12 +195,7 @@ Finish = Callable[[list[Value], Value, Value], None]
 
 
 def emit(
-    f: Function,
-    layout: Layout,
-    load_x: Load,
-    load_u: Load,
-    scratch: Value,
-    finish: Finish,
+    f: Function, layout: Layout, load_x: Load, load_u: Load, scratch: Value, finish: Finish
 ) -> None:
     """Write the loops over the units from parameter `first` to parameter `last`.
 
