@@ -11,7 +11,7 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
-BUDGET = 20_000
+BUDGET = 21_000
 ROOT = Path(__file__).resolve().parent.parent / "palto"
 _NOT_CODE = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
