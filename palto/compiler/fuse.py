@@ -129,11 +129,14 @@ class Fuser:
             is_inline = name in elementwise.TABLE or name in _INLINE or is_disjoint(operation)
             if not is_inline or len(outputs) > 1:
                 self._roots |= {id(x) for x in outputs}
-            if name in ("matmul", "conv", "winograd"):
+            if name in ("matmul", "conv"):
                 self._product(operation, readers.get(id(outputs[0]), ()))
-            if name == "winograd_gradient":
+            elif name == "winograd":
+                self.products[id(outputs[0])] = self._winograd(operation)
+            elif name == "winograd_gradient":
                 for x in operation.inputs:
-                    self._affine(x, [ix.of(v) for v in nests.variables("m", x.shape)])
+                    at = nests.variables("m", x.shape)
+                    self._neighbours(x, [ix.of(v) for v in at], at[-1])
             for x in self._repeated(operation):
                 self._force(x)
             if name in _LIBRARY or name == "scan":  # these see memory, not views of it
@@ -222,9 +225,6 @@ class Fuser:
             return
         name = operation.primitive.name
         result, order = out, tuple(range(out.ndim))
-        if name == "winograd":
-            self.products[id(out)] = self._winograd(operation)
-            return
         if len(readers) == 1 and readers[0].primitive.name == "permute":
             # Nobody wants it the way it is: compute it the way it is wanted.
             result, order = readers[0].output(), readers[0].params["axes"]
@@ -251,17 +251,16 @@ class Fuser:
             last = ix.total([(g, share), (ix.of(column), 1)])
             batches, rows, sums = (group,), outer, over
             at_a, at_b, indices = (o[0], *space, channel), (*place, last), (*o, last)
-        read_a, read_b = self._affine(x, at_a), self._affine(w, at_b)
+        read_a = self._affine(x, at_a)
         indices = tuple(indices[axis] for axis in order)
         if name == "matmul":
-            row = rows[0]
+            read_b, row = self._affine(w, at_b), rows[0]
             # Columns are neighbours in b, if it can be, and in the result, if there is a choice.
             either = self._step(read_a, row) == 1, self._step(read_b, column) == 1
             if either[0] and (not either[1] or indices[-1] == ix.of(row)):
                 read_a, read_b, rows, column = read_b, read_a, (column,), row
-        elif self._step(read_b, column) != 1:
-            self._roots.add(id(w))
-            read_b = Read(w, at_b)
+        else:
+            read_b = self._neighbours(w, at_b, column)
         self.products[id(result)] = Product(
             operation, result, batches, rows, column, sums, read_a, read_b, indices
         )
@@ -275,16 +274,21 @@ class Fuser:
         group, column = Variable("g", groups), Variable("c", share)
         channel = Variable("k0", u.shape[2])
         g, k, o = ix.of(group), ix.of(channel), [ix.of(v) for v in rows]
-        read = self._affine(x, (*o, ix.total([(g, u.shape[2]), (k, 1)])))
-        if self._step(read, channel) != 1:
-            self._roots.add(id(x))
-            read = Read(x, (*o, ix.total([(g, u.shape[2]), (k, 1)])))
+        read = self._neighbours(x, (*o, ix.total([(g, u.shape[2]), (k, 1)])), channel)
         self._roots.add(id(u))
         kernels = Read(u, (Index(), Index(), k, Index()))
         last = ix.total([(g, share), (ix.of(column), 1)])
         return Product(
             operation, out, (group,), rows, column, (channel,), read, kernels, (*o, last)
         )
+
+    def _neighbours(self, tensor: Tensor, indices: Sequence[Index], along: Variable) -> Read:
+        """An affine read whose neighbours along a variable are neighbours in memory."""
+        read = self._affine(tensor, indices)
+        if self._step(read, along) == 1:
+            return read
+        self._roots.add(id(tensor))
+        return Read(tensor, tuple(indices))
 
     def _affine(self, tensor: Tensor, indices: Sequence[Index]) -> Read:
         """What a product reads, as loops with fixed steps over a tensor that has memory."""

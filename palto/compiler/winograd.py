@@ -116,7 +116,7 @@ def _pays(
     """Whether it is a convolution of results of some size for which this way is faster."""
     if (
         os.environ.get("PALTO_WINOGRAD") == "0"
-        or any(isinstance(n, Size) for n in (*x.shape, *w.shape))
+        or any(isinstance(n, Size) or not n for n in (*x.shape, *w.shape))
         or x.dtype != dtypes.float32
         or params["stride"] != (1, 1)
         or params["kernel_dilation"] != (1, 1)

@@ -46,7 +46,8 @@ def uniform_(
     if cell.size < _MANY or generator is not None:
         cell.assign(random.uniform(cell.shape, low, high, dtype=cell.dtype, generator=generator))
         return cell
-    return _assign(cell, _drawn("uniform")(cell.size, np.array([low, high], np.float32)))
+    below = np.nextafter(np.float32(high), np.float32(low))  # rounding must not reach `high`
+    return _assign(cell, _drawn("uniform")(cell.size, np.array([low, high, below], np.float32)))
 
 
 def normal_(
@@ -61,11 +62,11 @@ def normal_(
 
 @functools.cache
 def _drawn(name: str) -> CompiledFunction:
-    """A program that draws any number of numbers, thirty times as fast as NumPy."""
+    """A program that draws any number of numbers."""
 
     def uniform(count: int, limits: Tensor) -> Tensor:
-        low, high = limits[0], limits[1]
-        return functions.minimum(random.uniform((count,)) * (high - low) + low, high)
+        low, high, below = limits[0], limits[1], limits[2]
+        return functions.minimum(random.uniform((count,)) * (high - low) + low, below)
 
     def normal(count: int, moments: Tensor) -> Tensor:
         return random.normal((count,)) * moments[1] + moments[0]

@@ -56,7 +56,7 @@ class Config:
     """How gradients move the weights."""
     lr: float | None = None
     """The highest learning rate, reached after a short rise, left along a cosine; by default 3e-3,
-    and 1e-3 for alexnet on images of a size above 64."""
+    and 1e-3 for alexnet on images above 64 pixels."""
     weight_decay: float = 0.0
     """How strongly weights are drawn to zero."""
     clip_norm: float | None = None
@@ -91,13 +91,6 @@ class Config:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr must be a positive number, got {self.lr}")
-
-    @property
-    def rate(self) -> float:
-        """The highest learning rate."""
-        if self.lr is not None:
-            return self.lr
-        return 1e-3 if self.model == "alexnet" and (self.size or 0) > 64 else 3e-3
 
 
 #: Named defaults, each for a whole run on Fashion-MNIST.
@@ -301,7 +294,11 @@ class Run:
             show: print progress.
         """
         config = self.config
-        rate = schedules.cosine(config.rate, steps=steps + 1, warmup=min(100, steps // 10))
+        highest = config.lr
+        if highest is None:
+            is_large = config.model == "alexnet" and max(self.shape) > 64
+            highest = 1e-3 if is_large else 3e-3
+        rate = schedules.cosine(highest, steps=steps + 1, warmup=min(100, steps // 10))
         makers: dict[str, Callable[[], Optimizer]] = {
             "adam": lambda: Adam(self.model, lr=rate, weight_decay=config.weight_decay),
             "adamw": lambda: AdamW(self.model, lr=rate, weight_decay=config.weight_decay),

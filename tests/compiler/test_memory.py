@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import palto
+from palto.compiler import addresses, memory, nests
 from palto.compiler import index as ix
-from palto.compiler import memory, nests
 from palto.compiler.memory import Buffer
 from palto.tensor import dtypes
 
@@ -181,3 +181,39 @@ def test_a_debugged_training_step_is_the_plain_one():
         for debug in ("0", "1")
     ]  # fmt: skip
     assert losses[0] == losses[1] != ""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_cells_are_found_in_native_code_or_asked_for(known, monkeypatch):
+    """The same results, and nobody's array changes, whether objects look as expected or not."""
+    assert addresses._native() is not None
+    if not known:
+        monkeypatch.setattr(addresses, "_native", lambda: None)
+    cell = palto.Cell(np.arange(4, dtype=np.float32))
+
+    @palto.compile
+    def step(x):
+        cell.assign(cell + x)
+        return cell * 2
+
+    one = np.ones(4, np.float32)
+    for number in range(1, 4):
+        assert step(one).numpy().tolist() == [2 * (k + number) for k in range(4)]
+    held, leaf = cell.numpy(), cell.read()
+    step(one)
+    assert held.tolist() == leaf.tolist() == [3, 4, 5, 6]
+    assert cell.tolist() == [4, 5, 6, 7]
+    mine = np.zeros(4, np.float32)
+    mine.flags.writeable = False
+    cell.store(mine)
+    step(one)
+    assert not mine.any() and cell.tolist() == [1, 1, 1, 1]
+
+
+def test_a_check_is_made_once_for_forward_and_backward():
+    def gradient(x, labels):
+        return palto.grad(lambda x: palto.nn.functional.cross_entropy(x, labels))(x)
+
+    compiled = palto.compile(gradient)
+    rows = compiled.explain(np.ones((6, 5), np.float32), np.arange(6) % 5).rows
+    assert sum(row.kind == "check" for row in rows) == 1

@@ -173,3 +173,47 @@ def test_native_code_is_the_gradient(shape):
         assert before is None or [y.tobytes() for y in found] == before
         before = [y.tobytes() for y in found]
     assert used(compiled, *arguments).count("winograd") == 2
+
+
+def test_images_with_channels_in_front():
+    """Permuted on their way in and out, as PyTorch's images are."""
+    x = np.random.default_rng(0).normal(size=(2, 32, 8, 8)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32) / 20
+
+    def gradients(x, w):
+        def loss(x, w):
+            x = palto.permute_dims(x, (0, 2, 3, 1))
+            y = nn.functional.conv2d(x, w, padding=1)
+            return (palto.permute_dims(y, (0, 3, 1, 2)) ** 2).sum()
+
+        return palto.grad(loss, argnums=(0, 1))(x, w)
+
+    arguments = palto.asarray(x), palto.asarray(kernel)
+    compiled = palto.compile(gradients)
+    for one, other in zip(compiled(*arguments), gradients(*arguments), strict=True):
+        one, other = one.numpy(), other.numpy()
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    assert "winograd" in used(compiled, *arguments)
+
+
+def test_no_images():
+    x, kernel = np.zeros((0, 8, 8, 32), np.float32), np.ones((3, 3, 32, 32), np.float32)
+
+    def gradient(w):
+        return palto.grad(lambda w: nn.functional.conv2d(x, w, padding=1).sum())(w)
+
+    found = palto.compile(gradient)(palto.asarray(kernel))
+    assert found.shape == kernel.shape and not found.numpy().any()
+
+
+def test_a_grouped_layer_is_padded_once():
+    x = np.ones((2, 8, 8, 8), np.float32)
+    w = np.ones((3, 3, 4, 6), np.float32)
+
+    def gradient(x, w):
+        return palto.grad(
+            lambda w: (nn.functional.conv2d(x, w, padding=1, groups=2) ** 2).sum()
+        )(w)  # fmt: skip
+
+    rows = palto.compile(gradient).explain(x, w).rows
+    assert sum(row.primitives.count("pad") for row in rows) == 1

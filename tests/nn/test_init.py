@@ -127,3 +127,19 @@ def test_parameters_stay_trainable_and_no_graph_is_kept():
     cell = init.normal_(nn.Parameter(np.zeros((3, 4), np.float32)))
     assert cell.requires_grad
     assert cell.read().operation is None
+
+
+@pytest.mark.parametrize("name", ["uniform", "normal"])
+def test_large_weights_are_the_same_draws(name, monkeypatch):
+    """A program draws them; the sequence goes on behind them as it would."""
+    drawn = []
+    for many in (1, 10**9):
+        monkeypatch.setattr(nn.init, "_MANY", many)
+        palto.manual_seed(4)
+        cell = palto.Cell(np.zeros((37, 29), np.float32))
+        getattr(nn.init, f"{name}_")(cell, -0.5, 1.5)
+        drawn.append((cell.numpy(), palto.random.uniform((3,)).numpy()))
+    (one, after), (other, expected) = drawn
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(after, expected)
+    assert name == "normal" or (-0.5 <= one.min() and one.max() < 1.5)
