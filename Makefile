@@ -6,9 +6,10 @@ ARGS ?=
 python := .venv/bin/python
 extras-test := [test]
 extras-bench := [bench]
+extras-docs := [docs,plot]
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-loading setup-run setup-test setup-bench clean
+.PHONY: help run test lint bench bench-loading docs setup-run setup-test setup-bench setup-docs clean
 
 help: ## list these goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -33,13 +34,16 @@ bench: setup-bench ## training steps beside PyTorch, JAX, TensorFlow and MLX, in
 bench-loading: setup-bench ## batches beside PyTorch's DataLoader
 	@$(python) benchmarks/loading.py $(ARGS)
 
+docs: setup-docs ## the documents as a site, into site/
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict $(ARGS)
+
 clean: ## remove .venv, caches and build output
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # .venv is ready while .venv/ready-* equals pyproject.toml; then nothing touches the network.
 # .venv/unfinished means that an installation was interrupted: that .venv is made afresh.
-setup-run setup-test setup-bench: setup-%:
+setup-run setup-test setup-bench setup-docs: setup-%:
 	@trap 'exit 130' INT TERM; \
 	if [ -e .venv/unfinished ] || ! $(python) -c '' 2>/dev/null; then rm -rf .venv; fi; \
 	if cmp -s pyproject.toml .venv/ready-$*; then exit 0; fi; \

@@ -3,36 +3,45 @@
 import ast
 import importlib.metadata
 import json
-import os
 import re
 import runpy
 import subprocess
 import sys
-import textwrap
 import tomllib
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+from .documents import ROOT, blocks, is_russian, original, pages
+from .documents import run as run_document
+
 SOURCES = sorted(ROOT.glob("palto/**/*.py"))
 
 # --- Who may import whom -------------------------------------------------------------------------
 
 #: A room is a folder or a file right under palto/. What each may import besides itself.
 MAY_IMPORT = {
+    "extras": set(),
     "tensor": set(),
     "backprop": {"tensor"},
     "compiler": {"tensor", "backprop"},
     "nn": {"tensor", "backprop", "compiler"},
     "optim": {"tensor", "backprop", "compiler"},
+    "web": set(),  # what every server of Palto's does
     "data": {"tensor", "backprop", "compiler"},
+    "label": {"palto", "data", "web"},
     "formats": {"tensor", "backprop", "compiler", "nn"},
     "train": {"tensor", "backprop", "compiler", "nn", "optim", "data", "formats"},
-    "recipes": {"palto", "nn", "optim", "data", "train", "formats"},
-    "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes"},
+    "recipes": {"palto", "nn", "optim", "data", "train", "formats", "theory", "draw"},
+    "theory": {"tensor", "backprop", "compiler", "nn", "optim"},
+    "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data"},
+    "serve": {"palto", "nn", "optim", "data", "train", "formats", "web"},
+    "cli": {
+        "palto", "nn", "optim", "data", "train", "formats", "recipes", "theory", "draw", "label",
+        "serve", "web",
+    },
     "palto": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats"},
 }
 #: What they may import besides inside a function or under TYPE_CHECKING, when all is loaded.
@@ -43,7 +52,7 @@ MAY_IMPORT_LATE = {
     "data": {"nn", "optim"},
 }
 #: Names of palto/__init__.py that any room may take from it.
-FOR_EVERYONE = {"palto.__version__"}
+FOR_EVERYONE = {"palto.__version__", "palto.extras.require", "palto.extras.MissingExtraError"}
 
 
 def imports(where, source):
@@ -157,7 +166,7 @@ def test_the_import_check_itself(where, source, fine):
 
 def test_engine_stays_small():
     size = runpy.run_path(str(ROOT / "tests" / "engine_size.py"))
-    assert size["sizes"]().total() < size["BUDGET"]
+    assert size["engine"]() < size["BUDGET"]
 
 
 def test_the_size_counts_code_alone():
@@ -235,24 +244,12 @@ def test_no_registry_hosts_or_machine_paths():
 
 # --- Documents -----------------------------------------------------------------------------------
 
-BLOCK = re.compile(
-    r"(?:^ *<!-- not run: (?P<reason>[^\n]+?) -->\n\s*)?"
-    r"^(?P<indent> *)```(?:python|py)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-def blocks(path):
-    """(first line, code, reason not to run it or None) of each Python block of a document."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for match in BLOCK.finditer(text):
-        line = text.count("\n", 0, match.start("code")) + 1
-        yield line, textwrap.dedent(match["code"]), match["reason"]
-
 
 def documents():
     """Each document to run; each block marked `<!-- not run: reason -->` as a visible skip."""
-    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
+    for path in pages():
+        if is_russian(path):
+            continue  # its program is the English page's
         name = path.relative_to(ROOT).as_posix()
         yield pytest.param(path, id=name)
         for line, _, reason in blocks(path):
@@ -264,23 +261,37 @@ def documents():
 @pytest.mark.parametrize("path", list(documents()))
 def test_document_runs(path, tmp_path):
     """The blocks of a document are one program; its line numbers are the document's."""
-    assert path.exists(), f"{path.name} is missing"
-    program = []
-    for line, code, reason in blocks(path):
-        if not reason:
-            program += [""] * (line - 1 - len(program)) + code.splitlines()
-    assert program or path.name != "README.md", "README.md shows no code"
-    script = tmp_path / path.name
-    script.write_text("\n".join(program) + "\n", encoding="utf-8")
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    run = subprocess.run(
-        [sys.executable, "-W", "error", script.name],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = run_document(path, tmp_path / path.name, capture_output=True, text=True, timeout=300)
     if "DataUnavailableError" in run.stderr:
         pytest.skip(f"{path.name}: {run.stderr.strip().splitlines()[-1]}")
     assert run.returncode == 0, f"{path.name}:\n{run.stdout}{run.stderr}"
+
+
+def test_readme_shows_code():
+    assert list(blocks(ROOT / "README.md"))
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.name) for path in pages() if is_russian(path)]
+)
+def test_a_translation_is_the_same_program(path):
+    """So it is run with its original, whose pictures it shows."""
+    assert [code for _, code, _ in blocks(path)] == [code for _, code, _ in blocks(original(path))]
+
+
+LECTURE = sorted((ROOT / "docs" / "lecture").glob("*.md"))
+
+
+def test_the_lecture_is_told_in_both_languages():
+    english = {path.stem for path in LECTURE if not is_russian(path)}
+    russian = {original(path).stem for path in LECTURE if is_russian(path)}
+    assert english == russian
+
+
+def test_pictures_and_pages_that_documents_name_are_there():
+    problems = []
+    for path in pages():
+        for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            if "://" not in target and not (path.parent / target).exists():
+                problems.append(f"{path.relative_to(ROOT)}: {target}")
+    assert not problems, "\n".join(problems)

@@ -663,7 +663,7 @@ def test_picture_sheet(tmp_path, shape):
 
 
 def test_picture_sheet_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'palto\[plot\]'"):
         augment.picture_sheet(picture(2, 4, 4, 1), tmp_path / "sheet.png")
 

@@ -18,6 +18,7 @@ from palto.data.augment.geometry import (
 )
 from palto.data.augment.mixing import cutmix, mixup
 from palto.data.augment.pixels import color_jitter, gaussian_noise, random_erasing
+from palto.extras import require
 from palto.tensor import Tensor, random
 
 #: How many draws a row shows.
@@ -81,7 +82,7 @@ def picture_sheet(images: Any, path: str | os.PathLike[str], *, seed: int = 0) -
         seed: equal seeds give equal pictures.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
         TypeError, ValueError: images of another shape or dtype, or none.
     """
     x = as_images("picture_sheet", images)[:12]
@@ -91,21 +92,14 @@ def picture_sheet(images: Any, path: str | os.PathLike[str], *, seed: int = 0) -
             "picture_sheet wants at least one image (N, H, W, C) of 1 or 3 channels, got shape "
             f"{x.shape}"
         )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "picture_sheet draws with matplotlib, which is not installed: pip install 'palto[plot]'"
-        ) from error
+    figures = require("matplotlib.figure", "plot", "picture_sheet")
 
     rows = _rows(count, channels)
     generator = random.Generator(seed)
     step = _IMAGE + _GAP
     width, height = _NAMES + (DRAWS + 1) * step + 3 * _GAP, _HEADINGS + len(rows) * step
     # The figure alone, without pyplot: no window, no state shared with the user's own figures.
-    figure = Figure(figsize=(width, height), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=(width, height), dpi=120)
     axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches from the top left
 
     def left(column: int) -> float:

@@ -1,37 +1,29 @@
-"""The command `palto`: train, go on, evaluate, predict, and look at what there is."""
+"""Commands that make a run, go on with it, and use it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
-import operator
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from palto import data
-from palto.data import DataUnavailableError
 from palto.train.run import (
     PRESETS,
     REPORT_FILE,
     Config,
     Examples,
-    ModelName,
     PresetName,
     Run,
-    build_model,
     open_examples,
 )
-from palto.train.trainer import Trainer, TrainingStopped
+from palto.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -186,24 +178,6 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Show a model's layers with shapes, parameters and operations."""
-
-    model: Positional[ModelName]
-    """The network."""
-    shape: tuple[int, ...] = (28, 28, 1)
-    """The shape of one input: height, width, colours."""
-    classes: int = 10
-    """The number of classes."""
-
-    def run(self) -> int:
-        """Do it."""
-        model = build_model(self.model, self.shape, self.classes)
-        print(model.summary((1, *self.shape)))
-        return 0
-
-
-@dataclass(frozen=True)
 class Report:
     """Write a run's page anew."""
 
@@ -217,63 +191,7 @@ class Report:
         return 0
 
 
-@dataclass(frozen=True)
-class Data:
-    """List the data sets that Palto knows, or fetch one."""
-
-    fetch: str | None = None
-    """The name of one to fetch now."""
-
-    def run(self) -> int:
-        """Do it."""
-        if self.fetch is not None:
-            train, _ = data.open_source(self.fetch)
-            print(f"{self.fetch}: {len(train):,} training examples, {train.licence}")
-            return 0
-        table = Table("name", "what", "size", "licence", "here")
-        for row in data.available():
-            table.add_row(row.name, row.what, row.size, row.licence, "yes" if row.here else "no")
-        Console().print(table)
-        print("Your own: a folder of images by class, or a .csv, .npz, .zip or .tar.gz.")
-        return 0
-
-
-_COMMANDS: dict[str, Any] = {
-    "train": Train,
-    "resume": Resume,
-    "evaluate": Evaluate,
-    "predict": Predict,
-    "report": Report,
-    "profile": Profile,
-    "summary": Summary,
-    "data": Data,
-}
-
-
-def main(words: list[str] | None = None) -> int:
-    """Run the command line; the words after `palto` by default."""
-    words = sys.argv[1:] if words is None else words
-    markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
-    markers["train"] = tyro.conf.subcommand("train", default=_preset(words))
-    kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]
-    any_of_them: Any = functools.reduce(operator.or_, kinds)
-    command = tyro.cli(
-        any_of_them,
-        prog="palto",
-        description="Deep learning that fits the computer you have.",
-        args=words,
-    )
-    try:
-        return int(command.run())
-    except (OSError, ValueError, TypeError, DataUnavailableError, TrainingStopped) as error:
-        # What is wrong is in the message; where in Palto it was noticed helps nobody here.
-        print(f"palto: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(f"       {note}", file=sys.stderr)
-        return 2
-
-
-def _preset(words: list[str]) -> Train:
+def preset_named(words: list[str]) -> Train:
     """The defaults of `palto train`: those of the preset that is named among the words, if any."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset", choices=PRESETS)
@@ -321,7 +239,3 @@ def _share(part: int, whole: int) -> str:
 
 def _shown(name: str, value: float) -> str:
     return f"{value:.2%}" if name == "accuracy" or name.startswith("top") else f"{value:.4f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
