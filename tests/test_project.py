@@ -21,6 +21,8 @@ SOURCES = sorted(ROOT.glob("palto/**/*.py"))
 
 # --- Who may import whom -------------------------------------------------------------------------
 
+#: Rooms that stand beside the engine, each for one use of it.
+BUILT_UPON_IT = {"theory", "draw", "label", "serve", "web"}
 #: A room is a folder or a file right under palto/. What each may import besides itself.
 MAY_IMPORT = {
     "extras": set(),
@@ -38,10 +40,7 @@ MAY_IMPORT = {
     "theory": {"tensor", "backprop", "compiler", "nn", "optim"},
     "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data"},
     "serve": {"palto", "nn", "optim", "data", "train", "formats", "web"},
-    "cli": {
-        "palto", "nn", "optim", "data", "train", "formats", "recipes", "theory", "draw", "label",
-        "serve", "web",
-    },
+    "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes", *BUILT_UPON_IT},
     "palto": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats"},
 }
 #: What they may import besides inside a function or under TYPE_CHECKING, when all is loaded.

@@ -1,4 +1,4 @@
-"""What all pictures share: a figure without windows, and a file that depends on its contents alone."""
+"""What all pictures share: a figure without windows, a file that depends on its contents alone."""
 
 from __future__ import annotations
 
