@@ -49,6 +49,11 @@ class DynamicShapes:
         self.shapes = shapes
         self._known: dict[Tree, dict[int, Declared]] = {}
         self.dims: dict[str, Dim] = {}
+        if not isinstance(shapes, Mapping):
+            raise TypeError(
+                "dynamic_shapes is a dict from the names of parameters, such as "
+                f"{{'x': {{0: palto.Dim('batch', max=64)}}}}; got {shapes!r}"
+            )
         for name, spec in shapes.items():
             self._note(name, spec)
 

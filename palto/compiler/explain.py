@@ -308,7 +308,7 @@ def made_up(program: Program) -> list[Array]:
 def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mapping[str, int]) -> Row:
     nest, kernel = step.nest, step.kernel
     operations = _operations(native, step)
-    plan = None if kernel is None else kernel.plan
+    tile = "" if kernel is None else kernel.tile
     if isinstance(nest, Group):
         kind = "map" if nest.rows is None else "rows"
         shape, first = nest.shape, nest.outputs[0]
@@ -331,7 +331,7 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
         loud.append(_condition(nest))
     read, written = at(_bytes_read(native, step), sizes), at(_bytes_written(native, step), sizes)
     flops = at(sum(x.primitive.flops(x) for x in operations), sizes)
-    if plan is None:
+    if not tile:
         peak = _rate(read + written, seconds) / copy_peak(threads)
     else:
         peak = _rate(flops, seconds) / flops_peak(LLVM_TYPES[first.dtype], threads)
@@ -343,7 +343,7 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
         dtype=first.dtype.name,
         shape=shape_at(shape, sizes),
         summed=at(summed, sizes),
-        tile="" if plan is None else _tile(plan),
+        tile=tile,
         units=0 if kernel is None else at(kernel.units, sizes),
         threads=1 if step.is_serial else threads,
         waits=step.barrier,
@@ -362,15 +362,6 @@ def _condition(nest: Check) -> str:
     low = "" if nest.low is None else f"{nest.low} <= "
     high = "" if nest.high is None else f" < {nest.high}"
     return f"{low}x{high}" if low or high else "x != 0"
-
-
-def _tile(plan: contract.Plan) -> str:
-    height, width = (max((x.size for x in y), default=0) for y in (plan.tiles, plan.panels))
-    copied = [name for name, packs in (("a", plan.packs_a), ("b", plan.packs_b)) if packs]
-    text = f"{height}x{width}"
-    if copied:
-        text += f", copies {' and '.join(copied)}"
-    return text + (f", {plan.blocks} blocks" if plan.blocks != 1 else "")
 
 
 def _operations(native: Native, step: Step) -> list[Operation]:

@@ -13,7 +13,7 @@ from palto.compiler import index as ix
 from palto.compiler import nests
 from palto.compiler.checks import checks_of, condition_error
 from palto.compiler.fuse import Fuser
-from palto.compiler.likeness import Kernels
+from palto.compiler.likeness import Wanted, kernels
 from palto.compiler.llvm import contract
 from palto.compiler.llvm.loops import Emitter, Kernel
 from palto.compiler.memory import Buffer
@@ -107,8 +107,14 @@ class Lowering:
         self._place_outputs(writes, [new for new, _ in updates])
         self._place_arena()
         self._share_rows()
-        self._kernels = Kernels(self.stored, self._fuser.is_stored)
-        self.steps = [self._step(nest) for nest in self._fuser.nests]
+        found = iter(kernels(
+            [Wanted(nest, self._written(nest)) for nest in self._fuser.nests if _is_native(nest)],
+            self.stored, self._fuser.is_stored, self._write,
+        ))  # fmt: skip
+        self.steps = [
+            self._step(nest, next(found) if _is_native(nest) else None)
+            for nest in self._fuser.nests
+        ]
 
     # Buffers
 
@@ -246,23 +252,25 @@ class Lowering:
 
     # Steps
 
-    def _step(self, nest: Nest) -> Step:
-        writes = [b for x in nest.outputs if (b := self._buffers.get(id(x))) is not None]
-        if isinstance(nest, Group):
-            writes = [b for m in nest.members if (b := self._buffers.get(id(m.tensor)))]
-            if nest.product is not None:
-                own = self._buffers.get(id(nest.product.result))
-                writes += [own] if own is not None else []
-        kernel = None
+    def _written(self, nest: Nest) -> list[Buffer]:
+        """The buffers that a nest writes."""
+        if not isinstance(nest, Group):
+            return [b for x in nest.outputs if (b := self._buffers.get(id(x))) is not None]
+        written = [b for m in nest.members if (b := self._buffers.get(id(m.tensor)))]
+        if nest.product is not None:
+            own = self._buffers.get(id(nest.product.result))
+            written += [own] if own is not None else []
+        return written
+
+    def _write(self, wanted: Wanted) -> Kernel:
+        machine = contract.Machine.host()
+        emitter = Emitter(self.stored, self._fuser.is_stored, set(wanted.written), machine)
+        return emitter.kernel(wanted.nest)
+
+    def _step(self, nest: Nest, kernel: Kernel | None) -> Step:
+        writes = self._written(nest)
         reads = [b for x, _ in nest.reads if (b := self.stored(x)) is not None]
-        if not (isinstance(nest, Single) and nest.kind in ("library", "scan")):
-
-            def write() -> Kernel:
-                machine = contract.Machine.host()
-                emitter = Emitter(self.stored, self._fuser.is_stored, set(writes), machine)
-                return emitter.kernel(nest)
-
-            kernel = self._kernels.of(nest, writes, write)
+        if kernel is not None:
             known = {*reads, *writes}
             scratch = [b for _, _, b in kernel.arguments if b is not None and b not in known]
             reads += [b for b in scratch if b.role != "arena"]
@@ -374,6 +382,11 @@ def _is_read_after(fuser: Fuser, new: Tensor, old: Tensor) -> bool:
         for nest in fuser.nests
         for tensor, _ in nest.reads
     )
+
+
+def _is_native(nest: Nest) -> bool:
+    """Whether a nest is a kernel, and no loop around others, and not run from Python."""
+    return not (isinstance(nest, Single) and nest.kind in ("library", "scan"))
 
 
 def _work(nest: Nest) -> int:

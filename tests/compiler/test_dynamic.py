@@ -351,6 +351,8 @@ def test_what_one_program_cannot_do(function, message):
 def test_declarations_that_are_wrong():
     with pytest.raises(TypeError, match=r"wants \{axis: palto.Dim\}"):
         palto.compile(lambda x: x, dynamic_shapes={"x": {0: 16}})
+    with pytest.raises(TypeError, match="a dict from the names of parameters"):
+        palto.compile(lambda x: x, dynamic_shapes=({0: palto.Dim("n", max=9)},))
     with pytest.raises(TypeError, match="names the argument 'y'; this call has x"):
         palto.compile(lambda x: x, dynamic_shapes={"y": {0: palto.Dim("n", max=9)}})(np.ones(3))
     with pytest.raises(ValueError, match="two different Dims named 'n'"):

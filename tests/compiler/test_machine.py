@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from palto.compiler.llvm import machine
+from palto.compiler.llvm import cache, machine
 
 DOUBLE = "define double @twice(double %x) {\n  %y = fadd double %x, %x\n  ret double %y\n}\n"
 
@@ -62,7 +62,7 @@ def test_without_cache_nothing_is_stored(folder, compiled, monkeypatch):
 def test_the_users_cache_is_the_default(monkeypatch):
     pooch = pytest.importorskip("pooch")
     monkeypatch.delenv("PALTO_CACHE", raising=False)
-    assert machine.cache_folder() == pooch.os_cache("palto") / "compiled"
+    assert cache.folder() == pooch.os_cache("palto") / "compiled"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "longer"])
@@ -119,7 +119,7 @@ def test_what_was_used_longest_ago_is_removed(folder, compiled, monkeypatch):
     size = path.stat().st_size
     (folder / "somebody's.txt").write_bytes(bytes(100 * size))
     machine.load(adds(0))  # the oldest, used again
-    monkeypatch.setattr(machine, "CACHE_LIMIT", 3 * size + size // 2)
+    monkeypatch.setattr(cache, "LIMIT", 3 * size + size // 2)
     machine.load(adds(4))
     assert len(list(folder.glob("*.o"))) == 3
     assert (folder / "somebody's.txt").exists()
@@ -146,7 +146,7 @@ def test_processes_may_compile_the_same_at_once(folder):
         assert process.communicate(timeout=60) == (b"30.0\n", b"")
     files = list(folder.iterdir())
     assert len(files) == 30
-    assert all(machine._read(path) for path in files)
+    assert all(cache.read(path) for path in files)
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "sin", "erf", "tgamma"])

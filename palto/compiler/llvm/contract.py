@@ -196,6 +196,15 @@ class Plan:
     packs_b: bool = False
     panels_stay: bool = False
 
+    def describe(self) -> str:
+        """Its tile, what is copied, and into how many blocks what is summed is cut."""
+        height, width = (max((x.size for x in y), default=0) for y in (self.tiles, self.panels))
+        copied = [name for name, packs in (("a", self.packs_a), ("b", self.packs_b)) if packs]
+        text = f"{height}x{width}"
+        if copied:
+            text += f", copies {' and '.join(copied)}"
+        return text + (f", {self.blocks} blocks" if self.blocks != 1 else "")
+
     @property
     def is_fixed(self) -> bool:
         """Whether no length depends on run-time sizes."""

@@ -53,14 +53,14 @@ class Kernel:
         declarations: what the module must declare for it.
         arguments: LLVM type, name and (for pointers to one) buffer of each parameter.
         units: how many independent pieces of work there are.
-        plan: how a contraction is cut.
+        tile: how a contraction is cut, for a reader; empty for what is none.
     """
 
     text: str
     declarations: set[str]
     arguments: list[tuple[str, str, Buffer | None]]
     units: int
-    plan: contract.Plan | None = None
+    tile: str = ""
 
 
 class Emitter:
@@ -103,7 +103,8 @@ class Emitter:
             }[nest.kind](nest)  # fmt: skip
         named = {name: buffer for buffer, name in self.e.buffers.items()}
         arguments = [(kind, name, named.get(name)) for kind, name in self.f.signature]
-        return Kernel(self.f.finish(), self.f.declarations, arguments, self.units, self.plan)
+        tile = "" if self.plan is None else self.plan.describe()
+        return Kernel(self.f.finish(), self.f.declarations, arguments, self.units, tile)
 
     # Loops
 

@@ -1,30 +1,20 @@
-"""From IR text to machine code in memory, which is kept on disk for the next time.
-
-What lies in the cache is executed, so its folder must be one that only its user may write to.
-Nothing that is wrong with the cache is an error: then code is compiled, and not stored.
-"""
+"""From IR text to machine code in memory, which is kept on disk for the next time."""
 
 from __future__ import annotations
 
 import _thread
 import atexit
-import hashlib
+import functools
 import os
 import re
-import secrets
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-#: Bytes that the cache may hold; what was used longest ago is removed first.
-CACHE_LIMIT = 256 << 20
+from palto.compiler.llvm import cache
 
 # Part of every key: to be raised when the same text is to become other code.
 _FORMAT = b"palto object 1\n"
-_DIGEST = hashlib.sha256().digest_size
 _EXTERNAL = re.compile(r"^declare [^@\n]*@(?!llvm\.)([\w.$]+)\(", re.MULTILINE)
 
 
@@ -105,32 +95,16 @@ def provide(name: str, address: int) -> None:
     _llvm().add_symbol(name, address)
 
 
-def cache_folder() -> Path | None:
-    """The folder of compiled code: the environment variable PALTO_CACHE, else the user's cache.
-
-    None if PALTO_CACHE is ``0`` or ``off``.
-    """
-    variable = os.environ.get("PALTO_CACHE")
-    if variable in ("0", "off"):
-        return None
-    if variable:
-        return Path(variable).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("palto")) / "compiled"
-
-
 def _load(text: str, cached: bool) -> Code:
     with _loading:
         externals = _EXTERNAL.findall(text)
-        folder = cache_folder() if cached else None
-        if folder is None:
+        path = cache.place(_identity() + text.encode(), cache.OBJECT) if cached else None
+        if path is None:
             return Code(_compile(text), externals)
-        path = folder / f"{hashlib.sha256(_identity() + text.encode()).hexdigest()}.o"
-        image = _read(path)
+        image = cache.read(path)
         if image is None:
             image = _compile(text)
-            _store(path, image)
+            cache.store(path, image)
         return Code(image, externals)
 
 
@@ -146,7 +120,7 @@ def _compile(text: str) -> bytes:
         return bytes(machine.emit_object(module))
 
 
-@cache
+@functools.cache
 def _llvm() -> Any:
     """llvmlite, which takes a tenth of a second to import."""
     from llvmlite import binding
@@ -156,7 +130,7 @@ def _llvm() -> Any:
     return binding
 
 
-@cache
+@functools.cache
 def _host() -> tuple[str, str, str]:
     """The triple, CPU name and features of this machine."""
     llvm = _llvm()
@@ -170,64 +144,19 @@ def _target_machine() -> Any:
     return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=True)
 
 
-@cache
+@functools.cache
 def _compiler() -> Any:
     """The target machine that compiles; those of `Code` belong to their engines."""
     return _target_machine()
 
 
-@cache
+@functools.cache
 def _identity() -> bytes:
     """What code depends on besides its text."""
     import llvmlite
 
     parts = [*_host(), llvmlite.__version__, _llvm().llvm_version_info]
     return _FORMAT + "\n".join(map(str, parts)).encode() + b"\n"
-
-
-def _read(path: Path) -> bytes | None:
-    """The object file in a file of the cache; None if there is none, or none that is whole."""
-    try:
-        contents = path.read_bytes()
-    except OSError:
-        return None
-    digest, image = contents[:_DIGEST], contents[_DIGEST:]
-    if hashlib.sha256(image).digest() != digest:
-        return None
-    with suppress(OSError):
-        os.utime(path)  # eviction goes by the time of the last use
-    return image
-
-
-def _store(path: Path, image: bytes) -> None:
-    """Put an object file into the cache at once or, whatever the reason, not at all."""
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    with suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            unfinished.write_bytes(hashlib.sha256(image).digest() + image)
-            unfinished.replace(path)
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-        _evict(path.parent)
-
-
-def _evict(folder: Path) -> None:
-    """Remove what was used longest ago until the cache is within its limit."""
-    files = []
-    for entry in os.scandir(folder):
-        if entry.name.endswith((".o", ".part")):
-            with suppress(OSError):  # another process may have removed it
-                status = entry.stat()
-                files.append((status.st_mtime_ns, status.st_size, entry.path))
-    excess = sum(size for _, size, _ in files) - CACHE_LIMIT
-    for _, size, path in sorted(files):
-        if excess <= 0:
-            break
-        with suppress(OSError):
-            os.unlink(path)
-        excess -= size
 
 
 # LLVM does one thing at a time anyway. The process neither ends nor forks in the middle of it.
