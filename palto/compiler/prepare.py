@@ -81,7 +81,7 @@ def _pad_behind(
         else:
             break
         found = [axis for axis in behind if axis is not None]
-        if len(found) != len(axes):
+        if len({*found}) != len(axes):  # two axes of length 1 may be one behind a reshape
             return None
         chain.append((operation, axes))
         base, axes = source, found

@@ -1230,6 +1230,11 @@ def before_a_scan(x):
     return palto.stack([slope, less, less * 0 + last])
 
 
+def one_pixel(x):
+    border = ((0, 1), (0, 1))
+    return palto.conv(palto.expand_dims(x, 0), palto.ones((1, 1, 1, 1)), padding=border)
+
+
 @pytest.mark.parametrize(
     ("function", "shape"),
     [
@@ -1238,6 +1243,7 @@ def before_a_scan(x):
         (joined, (2,)),
         (past_the_image, (1, 1, 1, 5)),
         (before_a_scan, (5,)),
+        (one_pixel, (1, 1, 1)),
     ],
     ids=[
         "concat of nothing",
@@ -1245,6 +1251,7 @@ def before_a_scan(x):
         "half of a concat",
         "all cropped",
         "taken from an update",
+        "a border around one pixel",
     ],
 )
 def test_what_random_graphs_found(function, shape):
