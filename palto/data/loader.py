@@ -28,7 +28,7 @@ Loaded = tuple[Any, ...]
 
 #: From arrays in memory, so many batches are gathered in one go, of at most so many bytes: Python's
 #: work is then done once for all of them, and a batch that is kept keeps no more alive.
-GATHERED, GATHERED_BYTES = 32, 1 << 20
+GATHERED, GATHERED_BYTES = 32, 2 << 20
 
 
 @dataclass
@@ -50,7 +50,7 @@ class DataLoader:
     is being loaded then is finished in the background and thrown away.
 
     A batch never changes. Batches of arrays in memory are views of up to 32 that were gathered at
-    once, 1 MiB at most: whoever keeps one of them keeps the others' memory, too.
+    once, 2 MiB at most: whoever keeps one of them keeps the others' memory, too.
 
     Args:
         dataset: where the examples come from.
