@@ -81,7 +81,7 @@ def draw_batches(study: Study, path: str | os.PathLike[str]) -> None:
     learned.set(title=f"After {study.examples:,} examples each", xlabel="batch size", ylabel="loss")
 
     took = seconds * study.examples / sizes
-    timed.semilogx(took, losses, "o-", color=_MEASURED)
+    timed.plot(took, losses, "o-", color=_MEASURED)
     for row, x in zip(study.rows, took, strict=True):
         timed.annotate(
             f"{row.size:,}", (x, row.loss), (5, 5), textcoords="offset points", fontsize=8
@@ -93,5 +93,12 @@ def draw_batches(study: Study, path: str | os.PathLike[str]) -> None:
 
 
 def _finish(panel: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (panel.xaxis, panel.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis is panel.yaxis else (1,)))
+            axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            axis.set_minor_formatter(NullFormatter())
     panel.grid(which="major", color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

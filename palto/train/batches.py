@@ -30,7 +30,7 @@ class BatchRow:
 
     Attributes:
         size: examples in a batch.
-        seconds: of a training step with its loading, on average.
+        seconds: of a training step with its loading.
         noise: how far a batch's gradient g_B is from the whole data set's g: the root of the mean
             of ||g_B - g||^2, divided by ||g||.
         squared_norm: the mean of ||g_B||^2.
@@ -291,11 +291,13 @@ class _Training:
         self.optimizer.load_state_dict(self.start)
         loader.set_epoch(0)
         steps = examples // size
-        done, begun = 0, time.perf_counter()
-        while done < steps:
+        times = [time.perf_counter()]
+        while len(times) <= steps:
             for inputs, targets in loader:
                 self._step(inputs, targets)
-                done += 1
-                if done == steps:
+                times.append(time.perf_counter())
+                if len(times) > steps:
                     break
-        return (time.perf_counter() - begun) / steps
+        # In pieces, of which the middle one counts: other programs disturb some.
+        pieces = np.array_split(np.diff(times), min(steps, 8))
+        return float(np.median([piece.mean() for piece in pieces]))
