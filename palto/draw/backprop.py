@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,22 +143,27 @@ def draw_backprop(
     """
     nodes = backprop_graph(function, inputs)
     chosen = _place_of(nodes, step)
-    spots = _layout(nodes)
-    columns = 1 + max(column for column, _ in spots)
-    rows = [row for _, row in spots]
-    width = columns * (_WIDTH + _ACROSS) - _ACROSS + 2 * _MARGIN
+    spots, ways = _layout(nodes)
+    rows = [row for _, row in (*spots, *(spot for way in ways.values() for spot in way))]
+    width = (1 + max(column for column, _ in spots)) * (_WIDTH + _ACROSS) - _ACROSS + 2 * _MARGIN
     height = (max(rows) - min(rows) + 1) * (_HEIGHT + _DOWN) - _DOWN + 0.85
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    corners = [
-        (_MARGIN + x * (_WIDTH + _ACROSS), _MARGIN + (y - min(rows)) * (_HEIGHT + _DOWN))
-        for x, y in spots
-    ]
-    for place in range(len(nodes)):
-        _draw_arrows(axes, nodes, corners, place, place == chosen)
+
+    def corner(spot: tuple[int, float]) -> tuple[float, float]:
+        column, row = spot
+        return (
+            _MARGIN + column * (_WIDTH + _ACROSS),
+            _MARGIN + (row - min(rows)) * (_HEIGHT + _DOWN),
+        )
+
+    corners = [corner(spot) for spot in spots]
+    for (source, place), way in ways.items():
+        passed = [corner(spot) for spot in way]
+        _draw_arrow(axes, nodes, corners, (source, place), passed, place == chosen)
     for place, node in enumerate(nodes):
         _draw_box(axes, node, corners[place], place == len(nodes) - 1, place == chosen)
     for x, color, text in (
@@ -288,11 +294,14 @@ def _place_of(nodes: Sequence[Node], step: str | int | None) -> int | None:
     return place
 
 
-def _layout(nodes: Sequence[Node]) -> list[tuple[int, float]]:
-    """A column and a row for each node: everything is to the left of what reads it.
+def _layout(
+    nodes: Sequence[Node],
+) -> tuple[list[tuple[int, float]], dict[tuple[int, int], list[tuple[int, float]]]]:
+    """A column and a row for each node, and those by which an arrow goes past other nodes.
 
-    Columns go by the longest way from a leaf; a leaf stands right before its first reader. Within
-    a column nodes are sorted, some times over, by the middle of their neighbours' rows.
+    Columns go by the longest way from a leaf; a leaf stands right before its first reader. An arrow
+    over several columns has a place of its own in each of them. Within a column, places are sorted,
+    some times over, by the middle of their neighbours' rows.
     """
     readers: list[list[int]] = [[] for _ in nodes]
     columns = [0] * len(nodes)
@@ -303,21 +312,32 @@ def _layout(nodes: Sequence[Node]) -> list[tuple[int, float]]:
     for place, node in enumerate(nodes):
         if not node.inputs and readers[place]:
             columns[place] = min(columns[reader] for reader in readers[place]) - 1
+    near: list[list[int]] = [[] for _ in nodes]
+    ways: dict[tuple[int, int], list[int]] = {}
+    for place, node in enumerate(nodes):
+        for source in node.inputs:
+            between = range(columns[source] + 1, columns[place])
+            way = [len(columns) + k for k in range(len(between))]
+            columns += between
+            near += [[] for _ in way]
+            ways[source, place] = way
+            chain = [source, *way, place]
+            for one, other in itertools.pairwise(chain):
+                near[one].append(other)
+                near[other].append(one)
     members: list[list[int]] = [[] for _ in range(max(columns) + 1)]
     for place, column in enumerate(columns):
         members[column].append(place)
-    rows = [0.0] * len(nodes)
+    rows = [0.0] * len(columns)
     for member in members:
         _spread(member, rows)
     for sweep in range(8):
         for member in members if sweep % 2 == 0 else members[::-1]:
-            wanted = {}
-            for place in member:
-                near = [*nodes[place].inputs, *readers[place]]
-                wanted[place] = sum(rows[i] for i in near) / len(near) if near else 0.0
+            wanted = {i: sum(rows[k] for k in near[i]) / max(len(near[i]), 1) for i in member}
             member.sort(key=wanted.__getitem__)
             _spread(member, rows)
-    return list(zip(columns, rows, strict=True))
+    spots = list(zip(columns, rows, strict=True))
+    return spots[: len(nodes)], {edge: [spots[i] for i in way] for edge, way in ways.items()}
 
 
 def _spread(column: Sequence[int], rows: list[float]) -> None:
@@ -354,36 +374,36 @@ def _draw_box(
         )  # fmt: skip
 
 
-def _draw_arrows(
+def _draw_arrow(
     axes: Any,
     nodes: Sequence[Node],
     corners: Sequence[tuple[float, float]],
-    place: int,
+    edge: tuple[int, int],
+    passed: Sequence[tuple[float, float]],
     is_step: bool,
 ) -> None:
-    """From what a node reads to the node; for a step of the chain rule, what goes back."""
-    node, (x, y) = nodes[place], corners[place]
-    order = sorted(node.inputs, key=lambda source: corners[source][1])
-    for number, source in enumerate(node.inputs):
-        left, top = corners[source]
-        begin = (left + _WIDTH, top + _HEIGHT / 2)
-        end = (x, y + _HEIGHT * (order.index(source) + 1) / (len(order) + 1))
-        axes.annotate(
-            "", end, begin,
-            arrowprops={
-                "arrowstyle": "<|-" if is_step else "-|>", "color": _BACK if is_step else _EDGE,
-                "linewidth": 1.4 if is_step else 1.0, "shrinkA": 1, "shrinkB": 1,
-                "connectionstyle": "arc3,rad=0",
-            },
+    """From what a node reads to the node; in a step of the chain rule back, with what goes back."""
+    source, place = edge
+    node, (x, y), (left, top) = nodes[place], corners[place], corners[source]
+    order = sorted(node.inputs, key=lambda i: corners[i][1])
+    points = [(left + _WIDTH, top + _HEIGHT / 2)]
+    for at, down in passed:
+        points += [(at, down + _HEIGHT / 2), (at + _WIDTH, down + _HEIGHT / 2)]
+    points.append((x, y + _HEIGHT * (order.index(source) + 1) / (len(order) + 1)))
+    color, width = (_BACK, 1.4) if is_step else (_EDGE, 1.0)
+    if is_step:
+        points.reverse()
+    axes.plot(*zip(*points[:-1], strict=True), color=color, linewidth=width, zorder=0)
+    arrow = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 1}
+    axes.annotate("", points[-1], points[-2], arrowprops=arrow)
+    derivative = node.derivatives[node.inputs.index(source)]
+    if is_step and derivative is not None and node.gradient is not None:
+        back = float(node.gradient.item())
+        axes.text(
+            left + _WIDTH / 2, top - 0.09,
+            f"{_number(back)} · {_number(derivative)} = {_number(back * derivative)}",
+            ha="center", va="center", fontsize=8.5, color=_BACK,
         )  # fmt: skip
-        derivative = node.derivatives[number] if node.derivatives else None
-        if is_step and derivative is not None and node.gradient is not None:
-            back = float(node.gradient.item())
-            axes.text(
-                left + _WIDTH / 2, top - 0.09,
-                f"{_number(back)} · {_number(derivative)} = {_number(back * derivative)}",
-                ha="center", va="center", fontsize=8.5, color=_BACK,
-            )  # fmt: skip
 
 
 def shown(array: Array) -> str:

@@ -78,14 +78,18 @@ def test_running_statistics_stay():
         np.testing.assert_array_equal(value.numpy(), before[name])
 
 
-def test_the_layout_goes_from_left_to_right():
+def test_the_layout_goes_from_left_to_right_and_nothing_lies_on_anything():
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), nn.ELU(), nn.Linear(3, 1))
     x = np.ones((4, 2), np.float32)
-    nodes = backprop.backprop_graph(lambda x: model(x).mean() + (model(x) ** 2).sum(), {"x": x})
-    spots = backprop._layout(nodes)
-    assert len(set(spots)) == len(nodes)
+    nodes = backprop.backprop_graph(lambda x: model(x).mean() + (x**2).sum(), {"x": x})
+    spots, ways = backprop._layout(nodes)
     for place, node in enumerate(nodes):
-        assert all(spots[source][0] < spots[place][0] for source in node.inputs)
+        for source in node.inputs:
+            columns = [spots[source][0], *(c for c, _ in ways[source, place]), spots[place][0]]
+            assert columns == list(range(columns[0], columns[-1] + 1))
+    assert any(ways.values())
+    taken = [*spots, *(spot for way in ways.values() for spot in way)]
+    assert len(set(taken)) == len(taken)
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
