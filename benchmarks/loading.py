@@ -39,7 +39,6 @@ import loading_side
 import results
 from training import machine, say
 
-WORKERS = (0, 1, 2)
 #: Seconds that a side's turn lasts, and at least one epoch.
 TURN = 0.3
 
@@ -63,23 +62,23 @@ def turn(loader: Iterable[Any]) -> float:
     return statistics.median(times)
 
 
-def epochs(kind: str, folder: Path, turns: int) -> dict[str, Any]:
+def epochs(kind: str, folder: Path, workers: list[int], turns: int) -> dict[str, Any]:
     """The fastest number of workers of both sides, taking turns."""
     sides = ("Palto", "PyTorch")
     makers = {side: loading_side.maker(side, kind, folder, lasts=True) for side in sides}
-    loaders = {(side, w): make(w) for side, make in makers.items() for w in WORKERS}
+    loaders = {(side, w): make(w) for side, make in makers.items() for w in workers}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in loaders}
     for _ in range(turns):
         for key, loader in loaders.items():
             times[key].append(turn(loader))
     found = {}
     for side in sides:
-        seconds, workers = min((min(times[side, w]), w) for w in WORKERS)
+        seconds, fastest = min((min(times[side, w]), w) for w in workers)
         found[side] = {
-            "seconds": seconds, "workers": workers,
-            "turns": {str(w): [float(f"{x:.4g}") for x in times[side, w]] for w in WORKERS},
+            "seconds": seconds, "workers": fastest,
+            "turns": {str(w): [float(f"{x:.4g}") for x in times[side, w]] for w in workers},
         }  # fmt: skip
-        say(f"  {side}: {results.short(seconds)}, {workers} workers")
+        say(f"  {side}: {results.short(seconds)}, {fastest} workers")
     return {"title": loading_side.TITLES[kind], "sides": found}
 
 
@@ -135,55 +134,57 @@ class _Watch:
 
 def life(side: str, kind: str, workers: int, folder: Path) -> dict[str, float]:
     """One process that loads, leaves a loop, and is interrupted."""
-    script = Path(loading_side.__file__)
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(script), side, kind, str(workers), str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+    command = [sys.executable, loading_side.__file__, side, kind, str(workers), str(folder)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             start_new_session=True,
-        )  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
-
-        def hear() -> dict[str, float]:
-            line = process.stdout.readline()
-            if not line:
-                errors.seek(0)
-                raise RuntimeError(f"{side}, {workers} workers: {errors.read()[-2000:]}")
-            return dict(json.loads(line))
-
-        def go_on() -> None:
-            print(file=process.stdin, flush=True)
-
+        ) as process,
+    ):  # fmt: skip
         try:
-            hear()
-            before = memory([process.pid])
-            watch = _Watch(process.pid)
-            try:
-                go_on()
-                answer = {**hear(), **hear()}
-            finally:
-                watch.stop()
-            answer["memory"] = max(watch.most - before, 0.0)
-            go_on()
-            hear()
-            everybody = family(process.pid)
-            begun = time.perf_counter()
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            hear()
-            deadline = begun + loading_side.PATIENCE
-            while process.poll() is None or any(map(lives, everybody)):
-                if time.perf_counter() > deadline:
-                    break
-                time.sleep(0.001)
-            answer["interrupted"] = time.perf_counter() - begun
-            answer["stayed"] = sum(map(lives, everybody))
+            answer = _live(process)
+        except (OSError, ValueError) as error:
+            errors.seek(0)
+            said = errors.read()[-2000:]
+            raise RuntimeError(f"{side}, {workers} workers, ended too soon: {said}") from error
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
         errors.seek(0)
-        answer["noise"] = len(errors.read().splitlines())
-        return answer
+        return {**answer, "noise": len(errors.read().splitlines())}
+
+
+def _live(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Tell a process when to go on, and listen to it."""
+    assert process.stdin is not None and process.stdout is not None
+    told, said = process.stdin, process.stdout
+
+    def hear() -> dict[str, float]:
+        return dict(json.loads(said.readline()))
+
+    hear()
+    before = memory([process.pid])
+    watch = _Watch(process.pid)
+    try:
+        print(file=told, flush=True)
+        answer = {**hear(), **hear()}
+    finally:
+        watch.stop()
+    answer["memory"] = max(watch.most - before, 0.0)
+    print(file=told, flush=True)
+    hear()
+    everybody = family(process.pid)
+    begun = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    hear()
+    while process.poll() is None or any(map(lives, everybody)):
+        if time.perf_counter() - begun > loading_side.PATIENCE:
+            break
+        time.sleep(0.001)
+    answer["interrupted"] = time.perf_counter() - begun
+    answer["stayed"] = sum(map(lives, everybody))
+    return answer
 
 
 def lifetimes(kind: str, folder: Path, turns: int) -> list[dict[str, Any]]:
@@ -263,6 +264,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(loading_side.TITLES), metavar="KIND",
                         choices=list(loading_side.TITLES),
                         help="kinds of data, of " + ", ".join(loading_side.TITLES))  # fmt: skip
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], metavar="N",
+                        help="numbers of workers in epochs (0 1 2)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
     parser.add_argument("--docs", type=Path, help="where results are written (%(default)s)",
                         default=Path(__file__).resolve().parent.parent / "docs")  # fmt: skip
@@ -278,10 +281,10 @@ def main() -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        loading_side.write_all(folder)
+        loading_side.write_files(folder, options.kinds)
         for kind in options.kinds:
             say(loading_side.TITLES[kind])
-            run["epochs"].append(epochs(kind, folder, options.turns))
+            run["epochs"].append(epochs(kind, folder, options.workers, options.turns))
         if os.path.exists("/proc/self/smaps_rollup"):
             for kind in LIVING:
                 if kind in options.kinds and options.lives:

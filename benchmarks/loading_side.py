@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ PHOTOS, HEIGHT, WIDTH = 256, 375, 500
 ROWS = 50_000
 #: Seconds after which what still lives counts as left.
 PATIENCE = 10.0
+
+#: What each kind of data is called in the tables.
+TITLES = {
+    "bytes": "Fashion-MNIST, bytes",
+    "floats": "Fashion-MNIST, float32",
+    "table": f"table, {ROWS:,} rows",
+    "photos": f"JPEG files {WIDTH} x {HEIGHT} to 64 x 64",
+    "large photos": f"JPEG files {WIDTH} x {HEIGHT} to 224 x 224",
+}
+_SIZES = {"photos": 64, "large photos": 224}
 
 #: Makes a loader with so many workers.
 Make = Callable[[int], Iterable[Any]]
@@ -66,10 +76,12 @@ def write_photos(folder: Path) -> None:
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def write_all(folder: Path) -> None:
-    """The files that are loaded."""
-    write_table(folder / "table.csv")
-    write_photos(folder / "photos")
+def write_files(folder: Path, kinds: Collection[str]) -> None:
+    """The files that these kinds of data are loaded from."""
+    if "table" in kinds:
+        write_table(folder / "table.csv")
+    if not _SIZES.keys().isdisjoint(kinds):
+        write_photos(folder / "photos")
 
 
 class Folder:
@@ -97,17 +109,6 @@ class Folder:
         image = image.crop((left, top, left + self.size, top + self.size))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div(255), int(self.paths[index].parent.name == "b")
-
-
-#: What each kind of data is called in the tables.
-TITLES = {
-    "bytes": "Fashion-MNIST, bytes",
-    "floats": "Fashion-MNIST, float32",
-    "table": f"table, {ROWS:,} rows",
-    "photos": f"JPEG files {WIDTH} x {HEIGHT} to 64 x 64",
-    "large photos": f"JPEG files {WIDTH} x {HEIGHT} to 224 x 224",
-}
-_SIZES = {"photos": 64, "large photos": 224}
 
 
 def _palto(kind: str, folder: Path) -> Make:
