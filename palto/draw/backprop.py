@@ -20,7 +20,7 @@ from palto.tensor.graph import Graph, Operation, Trace, set_grad_enabled
 #: More operations make no picture that anybody can read.
 MOST_OPERATIONS = 60
 #: Of a value with so many numbers at most, the numbers are shown; of others, the shape.
-MOST_NUMBERS = 4
+MOST_NUMBERS = 3
 
 _SIGNS = {"add": "+", "subtract": "−", "multiply": "×", "divide": "÷", "negative": "−x"}
 #: What only brings numbers into another shape or dtype is not drawn: its input stands for it.
