@@ -17,9 +17,11 @@ from palto.compiler.addresses import address_of
 from palto.compiler.llvm import machine
 from palto.tensor.dtypes import Array
 
-#: What is gathered until the machine code is loaded, which takes a tenth of a second: in elements.
-#: A first batch is there at once, and whoever loads little never waits.
+#: So many elements are gathered by NumPy before the machine code is loaded, which takes a tenth of
+#: a second: a first batch is there at once, and whoever loads little never waits.
 BEFORE_CODE = 16 << 20
+#: Rows that are asked for so long before they are converted.
+_AHEAD = 2
 _SCALE = np.float32(1 / 255)
 
 #: ``i64 gather(bytes, rows in them, length of a row, places, how many, floats)``. It answers 1, and
@@ -102,8 +104,6 @@ end:
   ret i64 0
 }}
 """
-#: Rows that are asked for so long before they are converted.
-_AHEAD = 2
 
 _converted = 0
 
@@ -130,10 +130,10 @@ def gather_fractions(array: Array, places: Array) -> Array:
     if _converted < BEFORE_CODE or not array.flags.c_contiguous or not size:
         _converted += size * len(places)  # lost counts of other threads do no harm
         return fractions(array.take(places, axis=0))
-    places = np.ascontiguousarray(places, np.int64)
-    floats = np.empty((len(places), *array.shape[1:]), np.float32)
+    wanted = np.ascontiguousarray(places, np.int64)
+    floats = np.empty((len(wanted), *array.shape[1:]), np.float32)
     is_elsewhere = _code()(
-        address_of(array), len(array), size, address_of(places), len(places), address_of(floats)
+        address_of(array), len(array), size, address_of(wanted), len(wanted), address_of(floats)
     )
     if is_elsewhere:
         return fractions(array.take(places, axis=0))  # counted from the end, or refused
