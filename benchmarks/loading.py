@@ -2,149 +2,53 @@
 
     python benchmarks/loading.py --turns 5
 
-Both load the same examples in shuffled batches of 64, whole epochs in turns, each with 0, 1 and 2
-workers; of the turns the best counts, and of the numbers of workers the fastest. Arrays in memory
-and the rows of a table are given to PyTorch as a TensorDataset of the same arrays. A folder of JPEG
-files is read with Pillow on both sides, and nothing of it is kept. Then: how long a loader takes
-from when it is made to its first batch, what memory that takes, its workers' processes included,
-and what loading adds to a training step.
+Both load the same examples in shuffled batches of 64.
+
+- Epochs: in turns in one process, each side with 0, 1 and 2 workers; of the turns the best counts,
+  and of the numbers of workers the fastest. Arrays in memory and the rows of a table are given to
+  PyTorch as a TensorDataset of the same arrays, and its workers last from epoch to epoch. A folder
+  of JPEG files is read with Pillow on both sides, and nothing of it is kept.
+- Lives: a process for each side and number of workers, PyTorch's forked and spawned. How long the
+  first batch takes from when the loader is made; the most memory, workers included, beyond what
+  the process had before; how long workers live on after the loop is left, and after Ctrl-C; and how
+  many lines a program that catches that leaves on the terminal.
+- What loading adds to a training step.
+
+The results are written to docs/benchmark.json and into docs/performance.md (`results.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gc
+import datetime
+import json
 import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+import loading_side
+import results
+from training import machine, say
 
-import palto
-from palto import data, nn, optim
-from palto.data import augment
-
-BATCH = 64
-WORKERS = (0, 1, 2)
-PHOTOS, HEIGHT, WIDTH = 256, 375, 500
-ROWS = 50_000
 #: Seconds that a side's turn lasts, and at least one epoch.
 TURN = 0.3
 
-#: Makes a loader with so many workers.
-Make = Callable[[int], Iterable[Any]]
+#: Lives that are measured: sides, and the numbers of workers of each.
+LIVES = {"Palto": (0, 2, 4, 8), "PyTorch": (0, 2, 4, 8), "PyTorch, spawn": (2,)}
+LIVING = ("floats", "photos")
+#: Seconds between two looks at a life's memory.
+LOOK = 0.02
 
-
-# --- What is loaded ------------------------------------------------------------------------------
-
-
-def palto_side(dataset: data.Dataset) -> Make:
-    """Palto's loader."""
-    return lambda workers: data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
-
-
-def torch_side(dataset: Dataset[Any]) -> Make:
-    """PyTorch's loader, whose workers last from epoch to epoch."""
-    return lambda workers: DataLoader(
-        dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
-
-
-def arrays(*parts: np.ndarray) -> Make:
-    """PyTorch's loader of arrays in memory."""
-    return torch_side(TensorDataset(*(torch.from_numpy(np.array(part)) for part in parts)))
-
-
-def write_table(path: Path) -> None:
-    """Twelve columns of numbers, two of categories, a target of three classes."""
-    rng = np.random.default_rng(0)
-    numbers = rng.normal(size=(ROWS, 12)).round(3)
-    colours = rng.choice(["red", "green", "blue"], ROWS)
-    cities = rng.choice([f"city {k}" for k in range(20)], ROWS)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*(f"x{k}" for k in range(12)), "colour", "city", "class"])
-        for row in zip(numbers, colours, cities, rng.choice(["a", "b", "c"], ROWS), strict=True):
-            writer.writerow([*row[0], *row[1:]])
-
-
-def write_photos(folder: Path) -> None:
-    """JPEG files of two classes with detail at all scales, as photographs have."""
-    rng = np.random.default_rng(0)
-    for number in range(PHOTOS):
-        image = np.full((HEIGHT, WIDTH, 3), 128.0, np.float32)
-        for columns, contrast in ((8, 60), (32, 25), (128, 12), (WIDTH, 6)):
-            noise = rng.normal(0, contrast, (columns * HEIGHT // WIDTH, columns, 3))
-            for channel in range(3):
-                layer = Image.fromarray(noise[..., channel].astype(np.float32))
-                image[..., channel] += np.asarray(layer.resize((WIDTH, HEIGHT)))
-        path = folder / "ab"[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-
-
-class Folder(Dataset[Any]):
-    """Images by class, as torchvision's ImageFolder gives them: Resize, CenterCrop, ToTensor."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.paths, self.size = sorted(folder.glob("*/*.jpg")), size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        with open(self.paths[index], "rb") as file:
-            image = Image.open(file).convert("RGB")
-        scale = self.size / min(image.size)
-        sides = round(image.width * scale), round(image.height * scale)
-        image = image.resize(sides, Image.Resampling.BILINEAR)
-        left, top = (sides[0] - self.size) // 2, (sides[1] - self.size) // 2
-        image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels.float().div(255), int(self.paths[index].parent.name == "b")
-
-
-def kinds(folder: Path) -> dict[str, tuple[Make, Make]]:
-    """Palto's and PyTorch's loader for each kind of data."""
-    clothes, _ = data.fashion_mnist()
-    labels = clothes.labels.astype(np.int64)
-    (folder / "photos").mkdir()
-    write_table(folder / "table.csv")
-    write_photos(folder / "photos")
-    table, _ = data.csv_table(folder / "table.csv", target="class")
-    found = {
-        "Fashion-MNIST, bytes": (
-            palto_side(clothes.as_bytes()),
-            arrays(clothes.images, labels),
-        ),
-        "Fashion-MNIST, float32": (
-            palto_side(clothes),
-            arrays(clothes.images / np.float32(255), labels),
-        ),
-        f"table, {ROWS:,} x {len(table.columns)} features": (
-            palto_side(table),
-            arrays(*table.arrays),
-        ),
-    }
-    for size in (64, 224):
-        photos, _ = data.image_folder(folder / "photos", size=size, cache_bytes=0)
-        found[f"JPEG files {WIDTH} x {HEIGHT} to {size} x {size}"] = (
-            palto_side(photos),
-            torch_side(Folder(folder / "photos", size)),
-        )
-    return found
-
-
-# --- Measuring -----------------------------------------------------------------------------------
+# --- Epochs --------------------------------------------------------------------------------------
 
 
 def turn(loader: Iterable[Any]) -> float:
@@ -158,73 +62,159 @@ def turn(loader: Iterable[Any]) -> float:
     return statistics.median(times)
 
 
-def memory() -> float:
-    """MB of this process and of those that it has started, what they share counted once."""
-    total, waiting = 0, [os.getpid()]
-    while waiting:
-        process = Path(f"/proc/{waiting.pop()}")
-        with suppress(OSError):  # it has just ended
-            lines = (process / "smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        for task in process.glob("task/*/children"):
-            with suppress(OSError):
-                waiting += map(int, task.read_text().split())
-    return total / 1024
-
-
-def start(make: Make, workers: int) -> tuple[float, float]:
-    """Seconds to the first batch, and MB that the loader takes then."""
-    gc.collect()
-    before, begun = memory(), time.perf_counter()
-    batches = iter(make(workers))
-    next(batches)
-    seconds = time.perf_counter() - begun
-    return seconds, memory() - before
-
-
-def shown(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
-
-
-def table_row(*cells: object) -> None:
-    """One line of a table."""
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def heading(*cells: str) -> None:
-    """The head of a table."""
-    print()
-    table_row(*cells)
-    table_row(*("---" for _ in cells))
-
-
-def compare_epochs(kind: str, sides: tuple[Make, Make], turns: int) -> None:
-    """One line: the fastest number of workers of both sides, taking turns."""
-    loaders = {(side, w): make(w) for side, make in enumerate(sides) for w in WORKERS}
-    times: dict[tuple[int, int], list[float]] = {key: [] for key in loaders}
+def epochs(kind: str, folder: Path, workers: list[int], turns: int) -> dict[str, Any]:
+    """The fastest number of workers of both sides, taking turns."""
+    sides = ("Palto", "PyTorch")
+    makers = {side: loading_side.maker(side, kind, folder, lasts=True) for side in sides}
+    loaders = {(side, w): make(w) for side, make in makers.items() for w in workers}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in loaders}
     for _ in range(turns):
         for key, loader in loaders.items():
             times[key].append(turn(loader))
-    best = [min((min(times[side, w]), w) for w in WORKERS) for side in (0, 1)]
-    cells = [f"{shown(seconds)}, {w} workers" for seconds, w in best]
-    table_row(kind, *cells, f"{best[1][0] / best[0][0]:.1f}")
+    found = {}
+    for side in sides:
+        seconds, fastest = min((min(times[side, w]), w) for w in workers)
+        found[side] = {
+            "seconds": seconds, "workers": fastest,
+            "turns": {str(w): [float(f"{x:.4g}") for x in times[side, w]] for w in workers},
+        }  # fmt: skip
+        say(f"  {side}: {results.short(seconds)}, {fastest} workers")
+    return {"title": loading_side.TITLES[kind], "sides": found}
 
 
-def compare_starts(kind: str, sides: tuple[Make, Make], turns: int) -> None:
-    """A line for each number of workers."""
-    for workers in WORKERS:
-        found = [[start(make, workers) for make in sides] for _ in range(turns)]
-        seconds = [min(pair[side][0] for pair in found) for side in (0, 1)]
-        taken = [min(pair[side][1] for pair in found) for side in (0, 1)]
-        table_row(
-            kind, workers, *map(shown, seconds),
-            f"{seconds[1] / seconds[0]:.1f}", *(f"{max(x, 0):.0f} MB" for x in taken),
-        )  # fmt: skip
+# --- Lives ---------------------------------------------------------------------------------------
 
 
-def training_steps(turns: int) -> None:
-    """What loading adds to a fully connected step on one thread."""
+def family(pid: int) -> list[int]:
+    """A process and those that it has started, and they again."""
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        for task in Path(f"/proc/{found[-1]}").glob("task/*/children"):
+            with suppress(OSError):
+                waiting += map(int, task.read_text().split())
+    return found
+
+
+def memory(pids: Iterable[int]) -> float:
+    """MB of processes, what they share counted once."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError):  # it has just ended
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def lives(pid: int) -> bool:
+    """Whether a process has not ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+class _Watch:
+    """The most memory that a process and its workers have taken, seen from outside."""
+
+    def __init__(self, pid: int) -> None:
+        self.most = 0.0
+        self._pid, self._ended = pid, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK):
+            self.most = max(self.most, memory(family(self._pid)))
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._ended.set()
+        self._thread.join()
+
+
+def life(side: str, kind: str, workers: int, folder: Path) -> dict[str, float]:
+    """One process that loads, leaves a loop, and is interrupted."""
+    command = [sys.executable, loading_side.__file__, side, kind, str(workers), str(folder)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            start_new_session=True,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            answer = _live(process)
+        except (OSError, ValueError) as error:
+            errors.seek(0)
+            said = errors.read()[-2000:]
+            raise RuntimeError(f"{side}, {workers} workers, ended too soon: {said}") from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        errors.seek(0)
+        return {**answer, "noise": len(errors.read().splitlines())}
+
+
+def _live(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Tell a process when to go on, and listen to it."""
+    assert process.stdin is not None and process.stdout is not None
+    told, said = process.stdin, process.stdout
+
+    def hear() -> dict[str, float]:
+        return dict(json.loads(said.readline()))
+
+    hear()
+    before = memory([process.pid])
+    watch = _Watch(process.pid)
+    try:
+        print(file=told, flush=True)
+        answer = {**hear(), **hear()}
+    finally:
+        watch.stop()
+    answer["memory"] = max(watch.most - before, 0.0)
+    print(file=told, flush=True)
+    hear()
+    everybody = family(process.pid)
+    begun = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    hear()
+    while process.poll() is None or any(map(lives, everybody)):
+        if time.perf_counter() - begun > loading_side.PATIENCE:
+            break
+        time.sleep(0.001)
+    answer["interrupted"] = time.perf_counter() - begun
+    answer["stayed"] = sum(map(lives, everybody))
+    return answer
+
+
+def lifetimes(kind: str, folder: Path, turns: int) -> list[dict[str, Any]]:
+    """A row for each side and number of workers: the best times, and the worst of what is left."""
+    rows = []
+    for side, counts in LIVES.items():
+        for workers in counts:
+            found = [life(side, kind, workers, folder) for _ in range(turns)]
+            row: dict[str, Any] = {"title": loading_side.TITLES[kind], "side": side}
+            row["workers"] = workers
+            for name in ("first", "gone", "interrupted"):
+                row[name] = min(answer[name] for answer in found)
+            for name in ("memory", "left", "stayed", "noise"):
+                row[name] = max(answer[name] for answer in found)
+            say(f"  {side}, {workers} workers: first batch after {results.short(row['first'])}, "
+                f"{row['memory']:.0f} MB")  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+# --- What loading adds ---------------------------------------------------------------------------
+
+
+def training_steps(turns: int) -> dict[str, dict[str, float]]:
+    """Seconds of a fully connected step on one thread, on one batch and on loaded ones."""
+    import palto
+    from palto import data, nn, optim
+    from palto.data import augment
+
+    palto.set_num_threads(1)
     clothes, _ = data.fashion_mnist()
 
     def step_of(convert: bool) -> Callable[..., palto.Tensor]:
@@ -243,7 +233,7 @@ def training_steps(turns: int) -> None:
         return step
 
     def batches_of(dataset: data.Dataset) -> data.DataLoader:
-        return data.DataLoader(dataset, BATCH, shuffle=True, drop_last=True)
+        return data.DataLoader(dataset, loading_side.BATCH, shuffle=True, drop_last=True)
 
     sides = {
         "float32": (step_of(False), batches_of(clothes)),
@@ -259,30 +249,51 @@ def training_steps(turns: int) -> None:
                     step(*batch)
                 seconds = (time.perf_counter() - begun) / len(loader)
                 found.setdefault((name, loads), []).append(seconds)
-    for name in sides:
-        fixed, loaded = (min(found[name, loads][1:]) * 1e6 for loads in (False, True))
-        table_row(name, f"{fixed:.0f} us", f"{loaded:.0f} us")
+    return {
+        name: {"on one batch": min(found[name, False][1:]), "loaded": min(found[name, True][1:])}
+        for name in sides
+    }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, record and print."""
     parser = argparse.ArgumentParser(description="Loading beside PyTorch's DataLoader.")
     parser.add_argument("--turns", type=int, default=5, help="turns of each side (%(default)s)")
-    turns = parser.parse_args().turns
-    torch.set_num_threads(1)  # more threads gain nothing on one batch, and spin
-    with tempfile.TemporaryDirectory() as folder:
-        found = kinds(Path(folder))
-        heading("batches of 64", "Palto", "PyTorch", "PyTorch / Palto")
-        for kind, sides in found.items():
-            compare_epochs(kind, sides, turns)
+    parser.add_argument("--lives", type=int, default=3,
+                        help="processes for each number of workers (%(default)s)")  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", default=list(loading_side.TITLES), metavar="KIND",
+                        choices=list(loading_side.TITLES),
+                        help="kinds of data, of " + ", ".join(loading_side.TITLES))  # fmt: skip
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], metavar="N",
+                        help="numbers of workers in epochs (0 1 2)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
+    parser.add_argument("--docs", type=Path, help="where results are written (%(default)s)",
+                        default=Path(__file__).resolve().parent.parent / "docs")  # fmt: skip
+    options = parser.parse_args()
+    import torch
+
+    import palto
+
+    run: results.Run = {
+        "date": datetime.date.today().isoformat(), "machine": machine(),
+        "versions": {"Palto": palto.__version__, "PyTorch": torch.__version__},
+        "epochs": [], "lives": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        loading_side.write_files(folder, options.kinds)
+        for kind in options.kinds:
+            say(loading_side.TITLES[kind])
+            run["epochs"].append(epochs(kind, folder, options.workers, options.turns))
         if os.path.exists("/proc/self/smaps_rollup"):
-            heading("first batch of", "workers", "Palto", "PyTorch", "PyTorch / Palto",
-                    "memory: Palto", "PyTorch")  # fmt: skip
-            for kind in list(found)[::2]:
-                compare_starts(kind, found[kind], turns)
-    palto.set_num_threads(1)
-    heading("fully connected step, 1 thread", "on one batch", "on loaded batches")
-    training_steps(turns)
+            for kind in LIVING:
+                if kind in options.kinds and options.lives:
+                    say(f"{loading_side.TITLES[kind]}: from the first batch to the end")
+                    run["lives"] += lifetimes(kind, folder, options.lives)
+    run["steps"] = training_steps(options.turns)
+    if not options.dry_run:
+        results.record_loading(options.docs, run)
+    print("\n" + "\n\n".join(results.loading_tables(run)))
 
 
 if __name__ == "__main__":

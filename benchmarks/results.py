@@ -1,8 +1,8 @@
 """What was measured: the file that keeps it, and the tables and the picture made of it.
 
 `benchmark.json` holds, for each workload and each number of threads, all of its last run; nothing
-but a run of the same workload on as many threads replaces it. The tables of `performance.md` and
-the picture are made of that file alone.
+but a run of the same workload on as many threads replaces it. The last run of the loaders stands
+beside them. The tables of `performance.md` and the picture are made of that file alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from workloads import MAIN, MORE, PEERS, Workload
 RAW, PAGE, PICTURE = "benchmark.json", "performance.md", "pictures/benchmark.svg"
 #: The marked places of the page, and the workloads of each.
 SECTIONS = {"main": MAIN, "more": MORE}
+
+#: Where in the file the loaders' run is, and in the page their tables.
+LOADING = "loading"
 
 #: Between turns of one side: more says that other programs were running.
 LOUD = 1.3
@@ -57,6 +60,14 @@ def record(docs: Path, name: str, threads: int, run: Run) -> None:
     redraw(docs)
 
 
+def record_loading(docs: Path, run: Run) -> None:
+    """Keep a run of `loading.py` in place of the last one, and draw all anew."""
+    runs: dict[str, Any] = load(docs)
+    runs[LOADING] = run
+    write(docs / RAW, (json.dumps(runs, indent=1) + "\n").encode())
+    redraw(docs)
+
+
 def redraw(docs: Path) -> None:
     """The tables and the picture, of the runs that are kept.
 
@@ -68,6 +79,8 @@ def redraw(docs: Path) -> None:
     for section, workloads in SECTIONS.items():
         if any(workload.name in runs for workload in workloads):
             text = placed(text, section, "\n\n".join(tables(runs, workloads)))
+    if LOADING in runs:
+        text = placed(text, LOADING, "\n\n".join(loading_tables(runs[LOADING])))
     write(page, text.encode())
     if any(workload.name in runs for workload in MAIN):
         write(docs / PICTURE, picture(runs, MAIN))
@@ -165,6 +178,41 @@ def provenance(rows: list[tuple[Workload, str, Run]]) -> str:
     if restless:
         lines.append(f"The machine was not quiet: Palto's turns differ in {', '.join(restless)}.")
     return "\n".join(lines)
+
+
+def loading_tables(run: Run) -> list[str]:
+    """In Markdown: the loaders' epochs, their lives, what loading adds; where and when that was."""
+    epochs = [["batches of 64", "Palto", "PyTorch", "PyTorch / Palto"]]
+    for row in run["epochs"]:
+        ours, theirs = row["sides"]["Palto"], row["sides"]["PyTorch"]
+        epochs.append([
+            row["title"],
+            *(f"{short(side['seconds'])}, {side['workers']} workers" for side in (ours, theirs)),
+            f"{theirs['seconds'] / ours['seconds']:.1f}",
+        ])  # fmt: skip
+    lives = [["a loader of", "", "workers", "first batch", "memory", "gone after break",
+              "gone after Ctrl-C", "lines on the terminal"]]  # fmt: skip
+    before = None
+    for row in run["lives"]:
+        lives.append([
+            row["title"] if row["title"] != before else "", row["side"], str(row["workers"]),
+            short(row["first"]), f"{row['memory']:.0f} MB",
+            short(row["gone"]) + (f", {row['left']} left" if row["left"] else ""),
+            short(row["interrupted"]) + (f", {row['stayed']} left" if row["stayed"] else ""),
+            str(row["noise"]),
+        ])  # fmt: skip
+        before = row["title"]
+    steps = [["fully connected step, 1 thread", "on one batch", "on loaded batches"]]
+    for name, times in run["steps"].items():
+        steps.append([name, short(times["on one batch"]), short(times["loaded"])])
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    found = [markdown(table) for table in (epochs, lives, steps) if len(table) > 1]
+    return [*found, f"Measured on {run['date']}, {run['machine']}; {versions}."]
+
+
+def short(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
 
 
 # --- The picture ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from palto.data.gather import fractions, gather_fractions
 from palto.tensor import Tensor
 from palto.tensor.dtypes import Array
 
@@ -167,11 +168,7 @@ class BytesOrFloats(Dataset):
 
     def _given(self, images: Array) -> Array:
         """A new array of bytes in the form in which it comes out."""
-        if not self._scales:
-            return images
-        floats = images.astype(np.float32)
-        floats *= np.float32(1 / 255)
-        return floats
+        return fractions(images) if self._scales else images
 
 
 class ImageDataset(TensorDataset, BytesOrFloats):
@@ -238,10 +235,13 @@ class ImageDataset(TensorDataset, BytesOrFloats):
 
     def __getitems__(self, indices: Indices) -> tuple[Array, ...]:
         """Images (n, H, W, C) as float32 from 0 to 1, or as bytes, and labels (n,) as int64."""
-        images, labels = super().__getitems__(indices)
-        is_bytes = images.dtype == np.uint8
-        images = self._given(images) if is_bytes else images.astype(np.float32, copy=False)
-        return images, labels.astype(np.int64, copy=False)
+        places = _whole_numbers(indices)
+        labels = self.labels.take(places).astype(np.int64, copy=False)
+        if self.images.dtype != np.uint8:
+            return self.images.take(places, axis=0).astype(np.float32, copy=False), labels
+        if self._scales:
+            return gather_fractions(self.images, places), labels
+        return self.images.take(places, axis=0), labels
 
     def as_bytes(self) -> ImageDataset:
         """The same with images as bytes: see `BytesOrFloats.as_bytes`.

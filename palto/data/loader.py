@@ -28,7 +28,9 @@ Loaded = tuple[Any, ...]
 
 #: From arrays in memory, so many batches are gathered in one go, of at most so many bytes: Python's
 #: work is then done once for all of them, and a batch that is kept keeps no more alive.
-GATHERED, GATHERED_BYTES = 32, 1 << 20
+GATHERED, GATHERED_BYTES = 32, 2 << 20
+#: By so many threads at most, for more would wait for the same memory.
+GATHERERS = 2
 
 
 @dataclass
@@ -50,15 +52,16 @@ class DataLoader:
     is being loaded then is finished in the background and thrown away.
 
     A batch never changes. Batches of arrays in memory are views of up to 32 that were gathered at
-    once, 1 MiB at most: whoever keeps one of them keeps the others' memory, too.
+    once, 2 MiB at most: whoever keeps one of them keeps the others' memory, too.
 
     Args:
         dataset: where the examples come from.
         batch_size: examples in a batch; the last one may be smaller.
         shuffle: whether each epoch has another random order.
         num_workers: how many threads load batches ahead; 0 loads each when it is asked for, which
-            is enough for data in memory. NumPy, image decoders and file reads let threads run side
-            by side; memory is never copied to another process.
+            is enough for data in memory, for which more than two are not used. NumPy, image
+            decoders and file reads let threads run side by side; memory is never copied to another
+            process.
         drop_last: whether a smaller last batch is left out.
         prefetch_factor: batches that each worker loads ahead; of arrays in memory, so many times
             what is gathered at once.
@@ -145,10 +148,12 @@ class DataLoader:
     def _batches(self, position: _Position) -> Iterator[Batch]:
         dataset, size = in_epoch(self.dataset, position.epoch), self.batch_size
         load, order = partial(_load, dataset), self._order(position.epoch)
-        step = size * _at_once(dataset, size)
+        at_once = _at_once(dataset, size)
+        step = size * (at_once or 1)
+        workers = self.num_workers if at_once is None else min(self.num_workers, GATHERERS)
         order = order[: len(self) * size]
         chunks = (order[k : k + step] for k in range(position.given * size, len(order), step))
-        for loaded in self._loaded_ahead(load, chunks) if self.num_workers else map(load, chunks):
+        for loaded in self._loaded_ahead(workers, load, chunks) if workers else map(load, chunks):
             tensors = tuple(map(_tensor, loaded))
             columns = (_cut(x, size) for x in tensors)
             for batch in zip(*columns, strict=True) if step > size else (tensors,):
@@ -162,14 +167,14 @@ class DataLoader:
         return order
 
     def _loaded_ahead(
-        self, load: Callable[[Array], Loaded], chunks: Iterator[Array]
+        self, count: int, load: Callable[[Array], Loaded], chunks: Iterator[Array]
     ) -> Iterator[Loaded]:
-        workers = _Workers(self.num_workers, load)
+        workers = _Workers(count, load)
         waiting: deque[Future[Loaded]] = deque()
         try:
             for chunk in chunks:
                 waiting.append(workers.submit(chunk))
-                if len(waiting) > self.num_workers * self.prefetch_factor:
+                if len(waiting) > count * self.prefetch_factor:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -239,15 +244,15 @@ def _tensor(part: Any) -> Tensor:
     return F.asarray(part, copy=True)
 
 
-def _at_once(dataset: Dataset, batch_size: int) -> int:
-    """How many batches to gather in one go: one, unless they come from arrays in memory."""
+def _at_once(dataset: Dataset, batch_size: int) -> int | None:
+    """How many batches to gather in one go; None if they do not come from arrays in memory."""
     whole: Any = dataset
     while getattr(type(whole), "__getitems__", None) is Subset.__getitems__:
         whole = whole.dataset
     # What somebody else has written is asked for the examples of one batch, in its turn.
     own = (TensorDataset.__getitems__, ImageDataset.__getitems__)
     if getattr(type(whole), "__getitems__", None) not in own:
-        return 1
+        return None
     example = sum(part.nbytes for part in dataset.__getitems__([0]))
     return min(max(GATHERED_BYTES // (example * batch_size or 1), 1), GATHERED)
 

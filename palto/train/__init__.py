@@ -1,9 +1,11 @@
-"""Training: the loop, its measures, its checkpoints, its report."""
+"""Training: the loop, its measures, its checkpoints, its report, a study of the batch size."""
 
+from palto.train.batches import BatchRow, BatchStudy, batch_study, gradient_noise_scale
 from palto.train.checkpoint import Checkpoints
 from palto.train.metrics import Classification, Evaluation, Regression
 from palto.train.trainer import Trainer, TrainingStopped
 
 __all__ = [
-    "Checkpoints", "Classification", "Evaluation", "Regression", "Trainer", "TrainingStopped",
+    "BatchRow", "BatchStudy", "Checkpoints", "Classification", "Evaluation", "Regression",
+    "Trainer", "TrainingStopped", "batch_study", "gradient_noise_scale",
 ]  # fmt: skip

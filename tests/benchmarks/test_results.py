@@ -18,6 +18,11 @@ words between
 <!-- end of benchmark: more -->
 
 words after
+
+<!-- benchmark: loading -->
+<!-- end of benchmark: loading -->
+
+the end
 """
 
 
@@ -63,7 +68,7 @@ def test_the_rest_of_the_page_stays(docs):
     results.record(docs, "gru", 1, run(PyTorch=0.003))
     parts = page(docs).split("words between")
     assert "GPT" in parts[0] and "GPT" not in parts[1]
-    assert "GRU" in parts[1] and parts[1].endswith("words after\n")
+    assert "GRU" in parts[1] and parts[1].endswith("the end\n")
     before = page(docs)
     results.redraw(docs)
     assert page(docs) == before
@@ -87,6 +92,35 @@ def test_a_run_replaces_its_own_row_alone(docs):
         ("fully_connected", "2"): 0.007,
         ("gpt", "2"): 0.005,
     }
+
+
+def loading_run(seconds=1e-5):
+    life = {"title": "photos", "workers": 2, "first": 0.05, "memory": 7.4, "gone": 0.002, "left": 0,
+            "interrupted": 0.1, "stayed": 0, "noise": 0}  # fmt: skip
+    return {
+        "date": "2026-05-06", "machine": "a processor", "versions": {"Palto": "1.0"},
+        "epochs": [{"title": "bytes", "sides": {
+            "Palto": {"seconds": seconds, "workers": 0}, "PyTorch": {"seconds": 4e-4, "workers": 1},
+        }}],
+        "lives": [{**life, "side": "Palto"}, {**life, "side": "PyTorch", "left": 2, "noise": 9}],
+        "steps": {"float32": {"on one batch": 3e-4, "loaded": 3.1e-4}},
+    }  # fmt: skip
+
+
+def test_a_run_of_the_loaders_has_its_own_place(docs):
+    import results
+
+    results.record(docs, "gpt", 2, run(PyTorch=0.002))
+    results.record_loading(docs, loading_run())
+    results.record_loading(docs, loading_run(2e-5))
+    lines = page(docs).splitlines()
+    assert "| bytes | 20.0 us, 0 workers | 400.0 us, 1 workers | 20.0 |" in lines
+    assert "| photos | Palto | 2 | 50.0 ms | 7 MB | 2.0 ms | 100.0 ms | 0 |" in lines
+    assert "|  | PyTorch | 2 | 50.0 ms | 7 MB | 2.0 ms, 2 left | 100.0 ms | 9 |" in lines
+    assert "| float32 | 300.0 us | 310.0 us |" in lines
+    assert "Measured on 2026-05-06, a processor; Palto 1.0." in lines
+    assert any(line.startswith("| GPT") for line in lines)
+    assert lines[-1] == "the end"
 
 
 def test_rows_of_different_runs_name_their_own(docs):
@@ -155,4 +189,7 @@ def test_the_projects_own_page_is_what_its_results_say(scripts):
     for section, workloads in results.SECTIONS.items():
         if any(workload.name in runs for workload in workloads):
             text = results.placed(text, section, "\n\n".join(results.tables(runs, workloads)))
+    if results.LOADING in runs:
+        loading = results.loading_tables(runs[results.LOADING])
+        text = results.placed(text, results.LOADING, "\n\n".join(loading))
     assert text == page(docs)

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 import traceback
+import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -165,9 +166,9 @@ def test_the_state_is_plain_and_checked():
 
 
 def in_memory():
-    """Images of bytes and labels; as floats, a batch of 9 is more than a 32nd of a MiB."""
+    """Images of bytes and labels; as floats, 32 batches of 9 are more than 2 MiB."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (700, 30, 40, 1), np.uint8)
+    images = rng.integers(0, 256, (700, 50, 40, 1), np.uint8)
     return data.ImageDataset(images, rng.integers(0, 9, 700).astype(np.uint8))
 
 
@@ -208,7 +209,7 @@ def test_whoever_keeps_a_batch_keeps_little_else():
             for images, labels in data.DataLoader(DATASETS[name](), batch_size):
                 for kept in (images.array(), labels.array()):
                     whole = kept if kept.base is None else kept.base
-                    assert whole.nbytes <= max(kept.nbytes, 1 << 20)
+                    assert whole.nbytes <= max(kept.nbytes, 2 << 20)
                     assert whole.nbytes <= 32 * batch_size * kept[:1].nbytes
 
 
@@ -225,6 +226,26 @@ def test_others_are_asked_for_one_batch_at_a_time(wrap):
     for count in (1, 2, 3):
         next(batches)
         assert asked == [8, 8, 4][:count]
+
+
+def most_memory(dataset, workers):
+    """Bytes at the most while a slow reader lets the workers load as far ahead as they do."""
+    tracemalloc.start()
+    try:
+        for number, _ in enumerate(data.DataLoader(dataset, 8, num_workers=workers)):
+            if number < 3:
+                time.sleep(0.1)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        wait_for_the_threads()
+
+
+def test_memory_does_not_grow_with_the_number_of_workers():
+    dataset = data.TensorDataset(np.zeros((4000, 5000), np.uint8))  # ten pieces of 2 MB
+    alone, two, eight = (most_memory(dataset, workers) for workers in (0, 2, 8))
+    assert eight < 1.2 * two
+    assert eight < alone + 6 * (2 << 20)  # nothing is copied but what is loaded ahead
 
 
 @pytest.mark.parametrize("dtype", ["float16", ">f4"])
@@ -304,6 +325,39 @@ def test_an_interrupt_ends_the_loop():
 
     with pytest.raises(KeyboardInterrupt):
         seen(data.DataLoader(Interrupted(), 1, num_workers=1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other interrupts")
+def test_a_program_that_catches_ctrl_c_ends_at_once_and_quietly():
+    code = """
+        import time
+        from palto import data
+
+        class Slow(data.Dataset):
+            def __len__(self):
+                return 10_000
+
+            def __getitem__(self, index):
+                time.sleep(0.01)
+                return index
+
+        try:
+            for batch in data.DataLoader(Slow(), 2, num_workers=4):
+                print("loads", flush=True)
+        except KeyboardInterrupt:
+            print("stopped")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=Path(data.__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.splitlines()[-1], err) == (0, "stopped", "")
 
 
 def test_the_end_of_the_program_waits_for_nobody_and_is_quiet():
