@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "train": {"tensor", "backprop", "compiler", "nn", "optim", "data", "formats"},
     "recipes": {"palto", "nn", "optim", "data", "train", "formats", "theory", "draw"},
     "theory": {"tensor", "backprop", "compiler", "nn", "optim"},
-    "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data"},
+    "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train"},
     "serve": {"palto", "nn", "optim", "data", "train", "formats", "web"},
     "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes", *BUILT_UPON_IT},
     "palto": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats"},

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from palto.draw.figure import new_figure, save
+from palto.train import BatchStudy
 
 _MEASURED, _THEORY = "#1f6fb4", "#c2410c"
 
 
-class Row(Protocol):
-    """What was measured with batches of one size: `palto.train.BatchRow`."""
-
-    @property
-    def size(self) -> int:
-        """Examples in a batch."""
-
-    @property
-    def seconds(self) -> float:
-        """Of a training step."""
-
-    @property
-    def noise(self) -> float:
-        """The gradient's relative deviation."""
-
-    @property
-    def loss(self) -> float:
-        """After the same number of examples with every size."""
-
-
-class Study(Protocol):
-    """A table of such rows: `palto.train.BatchStudy`."""
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """One for each size."""
-
-    @property
-    def noise_scale(self) -> float:
-        """The gradient noise scale, in examples."""
-
-    @property
-    def examples(self) -> int:
-        """How many examples each size was trained on."""
-
-
-def draw_batches(study: Study, path: str | os.PathLike[str]) -> None:
+def draw_batches(study: BatchStudy, path: str | os.PathLike[str]) -> None:
     """Draw a batch study: four panels over the batch size, or over the time that it took.
 
     Args:
