@@ -207,7 +207,16 @@ def loading_tables(run: Run) -> list[str]:
         steps.append([name, short(times["on one batch"]), short(times["loaded"])])
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     found = [markdown(table) for table in (epochs, lives, steps) if len(table) > 1]
-    return [*found, f"Measured on {run['date']}, {run['machine']}; {versions}."]
+    lines = [f"Measured on {run['date']}, {run['machine']}; {versions}."]
+    restless = []
+    for row in run["epochs"]:
+        ours = row["sides"]["Palto"]
+        turns = ours.get("turns", {}).get(str(ours["workers"]), [1.0])
+        if max(turns) > LOUD * min(turns):
+            restless.append(f"{row['title']} ({max(turns) / min(turns):.1f}x)")
+    if restless:
+        lines.append(f"The machine was not quiet: Palto's turns differ in {'; '.join(restless)}.")
+    return [*found, "\n".join(lines)]
 
 
 def short(seconds: float) -> str:

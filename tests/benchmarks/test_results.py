@@ -121,6 +121,11 @@ def test_a_run_of_the_loaders_has_its_own_place(docs):
     assert "Measured on 2026-05-06, a processor; Palto 1.0." in lines
     assert any(line.startswith("| GPT") for line in lines)
     assert lines[-1] == "the end"
+    assert "not quiet" not in page(docs)
+    restless = loading_run()
+    restless["epochs"][0]["sides"]["Palto"]["turns"] = {"0": [1e-5, 3e-5]}
+    results.record_loading(docs, restless)
+    assert "not quiet: Palto's turns differ in bytes (3.0x)." in page(docs)
 
 
 def test_rows_of_different_runs_name_their_own(docs):
