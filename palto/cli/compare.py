@@ -15,6 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from palto import data
+from palto.data.sources.named import TABLES
 from palto.draw.learning import learning_curves, learning_gain, time_against_accuracy
 from palto.extras import require
 from palto.recipes import compare
@@ -71,6 +72,8 @@ class Compare(Plan):
         """Do it."""
         for module in ("matplotlib", "skimage", "sklearn"):
             require(module, "compare", "palto compare")
+        if self.data.lower().endswith(TABLES):
+            raise ValueError(compare.NOT_PICTURES)
         plan, console = self._plan(), Console()
         learn, test = data.open_source(
             self.data, size=self.size, channels=self.channels, validation=self.validation
