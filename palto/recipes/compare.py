@@ -47,8 +47,8 @@ METHODS: dict[Method, str] = {
 }
 RESULTS_FILE = "results.json"
 NOT_PICTURES = (
-    "this compares ways to tell pictures apart, and the data holds something else; give a folder of "
-    "pictures by class, an .npz of images and labels, or a name from `palto data`"
+    "this compares ways to tell pictures apart, and the data holds something else; give a folder "
+    "of pictures by class, an .npz of images and labels, or a name from `palto data`"
 )
 
 
@@ -569,7 +569,7 @@ class Results:
             outcome.accuracy - self.outcomes[plain].accuracy
             for job, outcome in self.outcomes.items()
             if job.method == "network-augmented" and job.examples == examples
-            and (plain := job._replace(method="network")) in self.outcomes
+            and (plain := Job("network", job.examples, job.seed)) in self.outcomes
         ])  # fmt: skip
 
     def best(self, examples: int) -> Method:
