@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import palto
-from palto import cli, data
+from palto import classical, cli, data
 from palto.recipes import compare
 from palto.recipes.compare import Images, Job, Outcome, Plan, Results
 
@@ -97,29 +97,13 @@ def test_options_are_chosen_among_training_images_alone(images, monkeypatch):
 
     def watched(kind, features, labels, seed):
         seen.append((features, labels))
-        return compare.OPTIONS[kind][0]
+        return classical.OPTIONS[kind][0]
 
     monkeypatch.setattr(compare, "choose", watched)
     compare.classical(Job("pixels-svm", 20, 0), images, compare.all_features(images), 1)
     inputs, labels = images.train.__getitems__(images.chosen(20, 0).indices)
     np.testing.assert_array_equal(seen[0][0], inputs.reshape(20, -1))
     np.testing.assert_array_equal(seen[0][1], labels)
-
-
-def test_features_are_computed_once(images, monkeypatch):
-    counts = []
-
-    def counted(some):
-        counts.append(len(some))
-        return some.reshape(len(some), -1)
-
-    monkeypatch.setattr(compare, "pixels", counted)
-    features = compare.Features(images.train, "pixels")
-    first, seconds = features(np.array([3, 1]))
-    again, longer = features(np.array([1, 3, 5, 7]))
-    assert counts == [2, 2] and 0 < seconds < longer
-    np.testing.assert_array_equal(again[[1, 0]], first)
-    np.testing.assert_array_equal(again, images.train.__getitems__([1, 3, 5, 7])[0].reshape(4, -1))
 
 
 def test_a_class_with_fewer_examples_than_asked():
@@ -142,15 +126,6 @@ def test_larger_sizes_than_there_are_mean_all():
 
 
 # --- What is learned -----------------------------------------------------------------------------
-
-
-def test_hog_sees_which_way_stripes_go(images):
-    described = compare.hog(images.train.__getitems__(np.arange(8))[0])
-    labels = images.train.labels[:8]
-    same = described @ described.T
-    assert same[labels == 0][:, labels == 0].min() > same[labels == 0][:, labels == 1].max()
-    with pytest.raises(ValueError, match="14 x 14"):
-        compare.hog(np.zeros((1, 8, 8, 1), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (64, 48, 3)])
