@@ -84,7 +84,8 @@ class Compare(Plan):
         count, classes = len(images.train), len(images.train.classes)
         console.print(
             f"{self.data}: {count:,} images to learn from, {len(images.test):,} to measure on, "
-            f"{classes} classes"
+            f"{classes} classes",
+            soft_wrap=True,
         )
         out = self.out or Path("comparison-quick" if self.quick else "comparison")
         total = len(compare.jobs(plan, count, classes))
@@ -101,7 +102,7 @@ class Compare(Plan):
         gains = list(gain_table(results))
         if len(gains) > 1:
             console.print(_table(gains))
-        console.print(f"all of it, with pictures: {write_report(results, out)}")
+        console.print(f"all of it, with pictures: {write_report(results, out)}", soft_wrap=True)
         return 0
 
     def _plan(self) -> Plan:
@@ -144,6 +145,7 @@ class _Watch:
             f"{job}: {outcome.accuracy:.2%}, learned in {_duration(outcome.train_seconds)}"
             + (f"; {rest}" if left and rest and not self._console.is_terminal else ""),
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -185,7 +185,6 @@ def _in_memory(dataset: data.Dataset) -> data.ImageDataset:
 
 # --- The two kinds of methods ---------------------------------------------------------------------
 
-
 #: Those of the training images and those of the test images, by kind.
 AllFeatures = dict[str, tuple[Features, Features]]
 
@@ -227,7 +226,8 @@ def classical(job: Job, images: Images, features: AllFeatures, threads: int) -> 
 
 # --- The network ---------------------------------------------------------------------------------
 
-#: Chosen on training images held out, with 10,000 others to learn from.
+#: In 12 epochs of 5,000 images Adam at this rate did better than SGD with Nesterov's momentum at
+#: 0.1, on training images held out.
 HIGHEST_RATE, SMOOTHING = 3e-3, 0.1
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import palto
 from palto import classical, cli, data
@@ -210,6 +211,20 @@ def test_a_missing_library_is_named(archive, capsys, monkeypatch):
     status, said = command(capsys, archive, "--out", archive.parent / "out")
     assert status == 2 and "palto[compare]" in said.err
     assert not (archive.parent / "out").exists()
+
+
+def test_a_folder_of_pictures(tmp_path, capsys):
+    learn = striped(50, 0)
+    for place, (image, label) in enumerate(zip(learn.images, learn.labels, strict=True)):
+        path = tmp_path / "photos" / learn.classes[label] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    words = (tmp_path / "photos", "--size", 14, "--seeds", 1, "--out", tmp_path / "out")
+    status, said = command(capsys, *words, "--sizes", 20, 1000, "--methods", "hog-logistic")
+    assert status == 0, said.err
+    assert "40 images to learn from, 10 to measure on, 2 classes" in said.out
+    found = Results.open(tmp_path / "out" / "results.json")
+    assert found.sizes == (20, 40) and found.setting["image"] == [14, 14, 1]
 
 
 def test_data_that_is_no_pictures(tmp_path, capsys):
