@@ -1,6 +1,7 @@
 """The comparison: fair, kept, and gone on with."""
 
 import json
+import os
 import sys
 from collections import Counter
 
@@ -189,6 +190,23 @@ def test_a_comparison_that_was_stopped_goes_on(archive, capsys, monkeypatch):
     status, said = command(capsys, *words, "--steps", 11)
     assert status == 2 and "steps was 10 and is 11" in said.err
     assert json.loads(file.read_text())["results"] == after
+
+
+def test_a_kill_while_a_result_is_written_loses_that_one_alone(tmp_path, monkeypatch):
+    results = Results(tmp_path, {"epochs": 1})
+    results.add(Job("network", 20, 0), Outcome(0.5, 1, 1))
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(SystemExit):
+        results.add(Job("network", 20, 1), Outcome(0.6, 1, 1))
+    monkeypatch.undo()
+    found = Results(tmp_path, {"epochs": 1})
+    assert found.outcomes == {Job("network", 20, 0): Outcome(0.5, 1, 1)}
+    found.add(Job("network", 20, 1), Outcome(0.7, 1, 1))
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"setting": {}, "about": {}, "results": [{}]}'])
