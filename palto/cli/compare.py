@@ -26,7 +26,7 @@ _QUICK: dict[str, Any] = {
     "sizes": (100, 300, 1000),
     "seeds": 1,
     "methods": ("hog-logistic", "hog-svm", "network", "network-augmented"),
-    "steps": 150,
+    "steps": 300,
     "epochs": 5,
 }
 _QUICK_TEST = 2000
@@ -238,9 +238,8 @@ def accuracy_table(results: Results) -> Iterator[list[str]]:
         row, best = [f"{size:,}"], results.best(size)
         for method in results.methods:
             found = results.accuracy(method, size)
-            spread = "" if found is None or not found[1] else f" ± {100 * found[1]:.1f}"
             mark = " *" if method == best else ""
-            row.append("" if found is None else f"{100 * found[0]:.2f} %{spread}{mark}")
+            row.append("" if found is None else _share(found) + mark)
         yield row
 
 
@@ -266,8 +265,14 @@ def gain_table(results: Results) -> Iterator[list[str]]:
         gain = results.gain(size)
         pair = [results.accuracy(m, size) for m in ("network", "network-augmented")]
         if gain is not None:
-            shown = [f"{100 * x[0]:.2f} % ± {100 * x[1]:.1f}" for x in pair if x]
-            yield [f"{size:,}", *shown, f"{100 * gain[0]:+.2f} ± {100 * gain[1]:.2f}"]
+            spread = f" ± {100 * gain[1]:.2f}" if gain[1] else ""
+            yield [f"{size:,}", *(_share(x) for x in pair if x), f"{100 * gain[0]:+.2f}{spread}"]
+
+
+def _share(found: tuple[float, float]) -> str:
+    """A mean accuracy, and the deviation where there are several runs."""
+    mean, deviation = found
+    return f"{100 * mean:.2f} %" + (f" ± {100 * deviation:.1f}" if deviation else "")
 
 
 def _markdown(rows: list[list[str]]) -> str:
