@@ -484,10 +484,10 @@ def _processor() -> str:
 def jobs(plan: Plan, count: int, classes: int) -> list[Job]:
     """All jobs of a plan for data of `count` training examples, the shortest first.
 
-    A classical method that learns from all examples is run once: nothing in it is random.
+    A classical method learns from all examples only once: each seed would choose the same ones.
 
     Raises:
-        ValueError: a size is below the number of classes.
+        ValueError: a size is below twice the number of classes.
     """
     sizes = sorted({min(size, count) for size in plan.sizes})
     if sizes[0] < 2 * classes:
