@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from palto.cli.compare import Compare
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.data import DataUnavailableError
@@ -23,6 +24,7 @@ _COMMANDS: dict[str, Any] = {
     "predict": Predict,
     "report": Report,
     "profile": Profile,
+    "compare": Compare,
     "summary": Summary,
     "data": Data,
 }

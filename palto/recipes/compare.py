@@ -1,0 +1,600 @@
+"""Hand-made features against a network that learns its own, on the same labelled images.
+
+The classical pipeline is made of parts that people have thought out: features (histograms of
+oriented gradients, or the pixels), fewer numbers of them (principal components), a classifier
+(logistic regression, support vectors, boosted trees). The network learns all of it end to end, from
+the images as they are, or from images changed at random (augmentation).
+
+All methods get the same examples, a growing number of them, and are measured on the same test
+images. Each result is written down at once, so that a comparison that was stopped goes on.
+
+    palto compare --quick
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+import palto
+from palto import data, nn, optim, train
+from palto.classical import Features, Reduced, choose, classifier, hog
+from palto.extras import require
+from palto.train.run import AugmentName, build_augmentation, versions
+
+Method = Literal[
+    "hog-logistic", "hog-svm", "hog-boosting", "pixels-svm", "network", "network-augmented"
+]  # fmt: skip
+METHODS: dict[Method, str] = {
+    "hog-logistic": "HOG, logistic regression",
+    "hog-svm": "HOG, SVM",
+    "hog-boosting": "HOG, boosted trees",
+    "pixels-svm": "pixels, SVM",
+    "network": "network",
+    "network-augmented": "network, augmented",
+}
+RESULTS_FILE = "results.json"
+NOT_PICTURES = (
+    "this compares ways to tell pictures apart, and the data holds something else; give a folder "
+    "of pictures by class, an .npz of images and labels, or a name from `palto data`"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and how long the network learns."""
+
+    sizes: tuple[int, ...] = (100, 300, 1_000, 3_000, 10_000, 30_000, 60_000)
+    """Numbers of labelled examples to learn from. Larger ones than there are mean all."""
+    seeds: int = 3
+    """How often: each time with other examples and other first weights."""
+    methods: tuple[Method, ...] = tuple(METHODS)
+    """What to compare."""
+    augment: tuple[AugmentName, ...] = ("crop", "flip")
+    """How `network-augmented` changes images. Leave out flip where left and right differ."""
+    epochs: int = 8
+    """The network's passes over the examples ..."""
+    steps: int = 1200
+    """... and the fewest steps it takes, which count where examples are few."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not self.methods:
+            raise ValueError("a comparison wants at least one size and one method")
+        for name, value, least in (
+            ("sizes", min(self.sizes), 10),
+            ("seeds", self.seeds, 1),
+            ("epochs", self.epochs, 1),
+            ("steps", self.steps, 10),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+class Job(NamedTuple):
+    """One method, with so many examples, which the seed has chosen."""
+
+    method: Method
+    examples: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{METHODS[self.method]}; {self.examples:,} examples, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        accuracy: the share of the test images that is right.
+        train_seconds: what learning took: features, components and classifier; or the network's
+            steps, compiling included.
+        choose_seconds: what choosing the classifier's options took before that.
+        predict_seconds: what the answers for all test images took, features included.
+        options: what was chosen, or how the network was trained.
+    """
+
+    accuracy: float
+    train_seconds: float
+    predict_seconds: float
+    choose_seconds: float = 0.0
+    options: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.train_seconds + self.choose_seconds + self.predict_seconds
+
+
+# --- The images ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Images:
+    """What all methods learn from and are measured on, in memory."""
+
+    train: data.ImageDataset
+    test: data.ImageDataset
+
+    @classmethod
+    def of(cls, learn: data.Dataset, test: data.Dataset | None) -> Images:
+        """Two data sets, as `palto.data.open_source` gives them.
+
+        Raises:
+            ValueError: they are not images with labels, or there is nothing to measure on.
+        """
+        if test is None:
+            raise ValueError(
+                "there is nothing to measure on: give a share of the images, --validation 0.2"
+            )
+        first = learn.__getitems__([0])
+        if not learn.classes or len(first) != 2 or first[0].ndim != 4:
+            raise ValueError(NOT_PICTURES)
+        return cls(_in_memory(learn), _in_memory(test))
+
+    def tested_on(self, count: int) -> Images:
+        """The same with at most so many test images, the same share of every class."""
+        rest = len(self.test) - count
+        if rest <= 0:
+            return self
+        some = data.random_split(self.test, [count, rest], stratify=self.test.labels)[0].indices
+        images, labels = (x[some] for x in self.test.arrays)
+        return Images(self.train, data.ImageDataset(images, labels, classes=self.test.classes))
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that other images or labels hardly share."""
+        number = 0
+        for part in (self.train, self.test):
+            for array in part.arrays:
+                number = zlib.crc32(array.tobytes(), number)
+        return number
+
+    def chosen(self, examples: int, seed: int) -> data.Subset:
+        """So many training examples, the same share of every class; more hold all that fewer do."""
+        rest = len(self.train) - examples
+        labels = self.train.labels
+        return data.random_split(self.train, [examples, rest], seed, stratify=labels)[0]
+
+
+def _in_memory(dataset: data.Dataset) -> data.ImageDataset:
+    """Files are read and decoded once, not once for each method."""
+    if isinstance(dataset, data.ImageDataset):
+        return dataset
+    source = dataset.as_bytes() if isinstance(dataset, data.ImageFiles) else dataset
+    parts = [
+        source.__getitems__(np.arange(k, min(k + 1000, len(source))))
+        for k in range(0, len(source), 1000)
+    ]
+    images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return data.ImageDataset(images, labels, classes=dataset.classes, licence=dataset.licence)
+
+
+# --- The two kinds of methods ---------------------------------------------------------------------
+
+#: Those of the training images and those of the test images, by kind.
+AllFeatures = dict[str, tuple[Features, Features]]
+
+
+def all_features(images: Images) -> AllFeatures:
+    """Nothing is computed yet."""
+    return {
+        kind: (Features(images.train, kind), Features(images.test, kind))
+        for kind in ("hog", "pixels")
+    }
+
+
+def classical(job: Job, images: Images, features: AllFeatures, threads: int) -> Outcome:
+    """Features, components, a classifier with the options that were chosen for it."""
+    source, kind = job.method.split("-")
+    with require("threadpoolctl", "compare", "the classical pipeline").threadpool_limits(threads):
+        learn, test = features[source]
+        places = images.chosen(job.examples, job.seed).indices
+        x, described = learn(places)
+        y = images.train.labels[places].astype(np.int64)
+        begun = time.perf_counter()
+        options = choose(kind, x, y, job.seed)
+        chosen = time.perf_counter()
+        reduce = Reduced(x)
+        fitted = classifier(kind, options, job.seed).fit(reduce(x), y)
+        learned = time.perf_counter()
+        asked, described_too = test(np.arange(len(images.test)))
+        begun_again = time.perf_counter()
+        right = fitted.predict(reduce(asked)) == images.test.labels
+        answered = time.perf_counter()
+    return Outcome(
+        float(right.mean()),
+        described + learned - chosen,
+        described_too + answered - begun_again,
+        chosen - begun,
+        options,
+    )
+
+
+# --- The network ---------------------------------------------------------------------------------
+
+#: In 12 epochs of 5,000 images Adam at this rate did better than SGD with Nesterov's momentum at
+#: 0.1, on training images held out.
+HIGHEST_RATE, SMOOTHING = 3e-3, 0.1
+
+
+class Unit(nn.Module):
+    """A 3 x 3 convolution, max-pooling (or not), batch normalisation, ReLU.
+
+    Args:
+        channels: how many come in.
+        width: how many go out.
+        pool: whether the image is halved.
+        skip: whether the input is added to the output.
+    """
+
+    def __init__(
+        self, channels: int, width: int, *, pool: bool = False, skip: bool = False
+    ) -> None:
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        self.pool = nn.MaxPool2d(2) if pool else None
+        self.norm = nn.BatchNorm2d(width)
+        self.skip = skip
+
+    def forward(self, x: palto.Tensor) -> palto.Tensor:
+        """(N, H, W, channels) to (N, H, W, width), or half of H and W."""
+        y = self.conv(x)
+        if self.pool is not None:
+            y = self.pool(y)
+        y = nn.functional.relu(self.norm(y))
+        return x + y if self.skip else y
+
+
+class Network(nn.Module):
+    """A small residual network: 32, 64 and 128 channels, the largest value of each, a linear layer.
+
+    Images (N, height, width, channels), output (N, classes). Images of more than 32 pixels are
+    halved more often at the beginning. 251,178 parameters for ten classes of grey images.
+
+    Args:
+        classes: how many classes to tell apart.
+        image: height, width and channels.
+
+    Raises:
+        ValueError: images below 8 pixels.
+    """
+
+    def __init__(self, classes: int, image: tuple[int, int, int]) -> None:
+        height, width, channels = image
+        if min(height, width) < 8:
+            raise ValueError(
+                f"the network takes images from 8 x 8 pixels up, got {height} x {width}"
+            )
+        halvings = max(0, math.ceil(math.log2(max(height, width) / 32)))
+        self.features = nn.Sequential(
+            Unit(channels, 32),
+            *(Unit(32, 32, pool=True) for _ in range(1 + halvings)),
+            Unit(32, 64, pool=True),
+            Unit(64, 128),
+            Unit(128, 128, skip=True),
+        )
+        self.fc = nn.Linear(128, classes)
+
+    def forward(self, x: palto.Tensor) -> palto.Tensor:
+        """Images to logits."""
+        logits: palto.Tensor = self.fc(palto.max(self.features(x), axis=(1, 2)))
+        return logits
+
+
+def schedule(plan: Plan, examples: int) -> tuple[int, int]:
+    """The batch size and the epochs for so many examples."""
+    batch = 2 ** max(4, min(7, int(math.log2(examples / 16))))
+    batch = min(batch, examples)
+    return batch, max(plan.epochs, math.ceil(plan.steps / (examples // batch)))
+
+
+def cross_entropy(
+    outputs: palto.Tensor, labels: palto.Tensor, *, reduction: str = "mean"
+) -> palto.Tensor:
+    """The loss; a part of each label is spread over all classes, while learning."""
+    share = SMOOTHING if reduction == "mean" else 0.0
+    return nn.functional.cross_entropy(outputs, labels, label_smoothing=share, reduction=reduction)
+
+
+def network(job: Job, images: Images, plan: Plan) -> Outcome:
+    """The network, trained from the first weights on.
+
+    Raises:
+        KeyboardInterrupt: somebody has asked to stop.
+    """
+    palto.manual_seed(job.seed)
+    batch, epochs = schedule(plan, job.examples)
+    learn = images.chosen(job.examples, job.seed)
+    loader = data.DataLoader(learn, batch, shuffle=True, drop_last=True, seed=job.seed)
+    image, classes = learn[0][0].shape, len(images.train.classes)
+    names = plan.augment if job.method == "network-augmented" else ()
+    begun = time.perf_counter()
+    model = Network(classes, image)
+    rate = optim.schedules.one_cycle(HIGHEST_RATE, epochs * len(loader), pct_start=0.25)
+    trainer = train.Trainer(
+        model,
+        optim.Adam(model, lr=rate),
+        cross_entropy,
+        train.Classification(classes),
+        augment=build_augmentation(names, classes, image),
+        show=False,
+    )
+    trainer.fit(loader, epochs=epochs)
+    if trainer.was_interrupted:
+        raise KeyboardInterrupt
+    # Both sizes of batches are answered once, so that compiling counts as training.
+    at_once, count = min(500, len(images.test)), len(images.test)
+    some = data.Subset(images.test, range(at_once + count % at_once if count > at_once else count))
+    trainer.evaluate(data.DataLoader(some, at_once))
+    learned = time.perf_counter()
+    accuracy = trainer.evaluate(data.DataLoader(images.test, at_once)).measures["accuracy"]
+    return Outcome(
+        accuracy,
+        learned - begun,
+        time.perf_counter() - learned,
+        options={"batch_size": batch, "epochs": epochs},
+    )
+
+
+# --- Results -------------------------------------------------------------------------------------
+
+
+class Results:
+    """What has been found so far, in a folder's file, which is whole at any time.
+
+    Args:
+        folder: where the file lies, or will lie.
+        setting: all that results depend on besides the job.
+
+    Raises:
+        ValueError: the file is damaged, or was made under another setting; it stays as it is.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], setting: dict[str, Any]) -> None:
+        self.path = Path(folder) / RESULTS_FILE
+        self.setting = setting
+        self.about: dict[str, Any] = versions() | {"date": time.strftime("%Y-%m-%d")}
+        self.about["processor"] = _processor()
+        self.outcomes: dict[Job, Outcome] = {}
+        if self.path.exists():
+            found = self.open(self.path)
+            different = [
+                f"{name} was {found.setting.get(name)!r} and is {value!r}"
+                for name, value in setting.items()
+                if found.setting.get(name) != json.loads(json.dumps(value))
+            ]
+            if different:
+                raise ValueError(
+                    f"{self.path} was made otherwise: {'; '.join(different)}. Give the same "
+                    "options to go on, or choose another folder with --out"
+                )
+            self.outcomes, self.about = found.outcomes, found.about
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Results:
+        """The results in a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        results = cls.__new__(cls)
+        results.path = Path(path)
+        try:
+            saved = json.loads(results.path.read_text(encoding="utf-8"))
+            results.setting, results.about = dict(saved["setting"]), dict(saved["about"])
+            results.outcomes = {
+                Job(METHOD_NAMES[x["method"]], int(x["examples"]), int(x["seed"])): Outcome(
+                    **x["outcome"]
+                )
+                for x in saved["results"]
+            }
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged or of another version ({error!r}); move it away, or choose "
+                "another folder with --out"
+            ) from None
+        return results
+
+    def add(self, job: Job, outcome: Outcome) -> None:
+        """Keep a result, and write the file anew."""
+        self.outcomes[job] = outcome
+        rows = [
+            {"method": job.method, "examples": job.examples, "seed": job.seed,
+             "outcome": asdict(found)}
+            for job, found in self.outcomes.items()
+        ]  # fmt: skip
+        content = {"setting": self.setting, "about": self.about, "results": rows}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_name(self.path.name + ".part")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, self.path)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Those of which there are results, in the order of METHODS."""
+        found = {job.method for job in self.outcomes}
+        return tuple(method for method in METHODS if method in found)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of examples, from small to large."""
+        return tuple(sorted({job.examples for job in self.outcomes}))
+
+    def of(self, method: Method, examples: int) -> list[Outcome]:
+        """All results of a method with so many examples, by seed."""
+        found = {j.seed: x for j, x in self.outcomes.items() if j[:2] == (method, examples)}
+        return [found[seed] for seed in sorted(found)]
+
+    def accuracy(self, method: Method, examples: int) -> tuple[float, float] | None:
+        """The mean accuracy and the standard deviation between seeds; None without results."""
+        return _mean_and_spread([x.accuracy for x in self.of(method, examples)])
+
+    def gain(self, examples: int) -> tuple[float, float] | None:
+        """What augmentation adds to the network's accuracy: the mean over seeds, the deviation."""
+        return _mean_and_spread([
+            outcome.accuracy - self.outcomes[plain].accuracy
+            for job, outcome in self.outcomes.items()
+            if job.method == "network-augmented" and job.examples == examples
+            and (plain := Job("network", job.examples, job.seed)) in self.outcomes
+        ])  # fmt: skip
+
+    def best(self, examples: int) -> Method:
+        """The method with the highest mean accuracy at so many examples."""
+        found = {m: a[0] for m in self.methods if (a := self.accuracy(m, examples))}
+        return max(found, key=lambda method: found[method])
+
+
+METHOD_NAMES: dict[str, Method] = {str(name): name for name in METHODS}
+
+
+def _mean_and_spread(values: list[float]) -> tuple[float, float] | None:
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# --- The comparison ------------------------------------------------------------------------------
+
+
+def jobs(plan: Plan, count: int, classes: int) -> list[Job]:
+    """All jobs of a plan for data of `count` training examples, the shortest first.
+
+    A classical method learns from all examples only once: each seed would choose the same ones.
+
+    Raises:
+        ValueError: a size is below twice the number of classes.
+    """
+    sizes = sorted({min(size, count) for size in plan.sizes})
+    if sizes[0] < 2 * classes:
+        raise ValueError(
+            f"{sizes[0]} examples are too few for {classes} classes: compare from {2 * classes} up"
+        )
+    return [
+        Job(method, size, seed)
+        for size in sizes
+        for seed in range(plan.seeds)
+        for method in METHODS
+        if method in plan.methods
+        and not (seed and size == count and not method.startswith("network"))
+    ]
+
+
+def run(
+    images: Images,
+    plan: Plan,
+    folder: str | os.PathLike[str],
+    *,
+    name: str = "images",
+    watch: Callable[[Job, Outcome | None, int, float | None], None] | None = None,
+) -> Results:
+    """Do all jobs of a plan that the folder has no result of yet.
+
+    Args:
+        images: what to learn from and to measure on.
+        plan: what to compare.
+        folder: where `results.json` lies, or will lie.
+        name: what the images are called.
+        watch: told each job as it begins, with how many are left and the seconds that they may take
+            (None while nothing is known), and again with its outcome.
+
+    Raises:
+        MissingExtraError: scikit-learn or scikit-image is not installed.
+        ValueError: the folder's file is damaged or of another comparison; too few examples.
+        KeyboardInterrupt: somebody has asked to stop; all finished jobs are in the file.
+    """
+    threads = palto.get_num_threads()
+    setting = {
+        "data": name,
+        "fingerprint": images.fingerprint,
+        "train": len(images.train),
+        "test": len(images.test),
+        "image": list(images.train[0][0].shape),
+        "classes": list(images.train.classes),
+        "licence": images.train.licence,
+        "augment": list(plan.augment),
+        "epochs": plan.epochs,
+        "steps": plan.steps,
+        "threads": threads,
+    }
+    results = Results(folder, setting)
+    features = all_features(images)
+    todo = jobs(plan, len(images.train), len(images.train.classes))
+    todo = [job for job in todo if job not in results.outcomes]
+    if any(job.method.startswith("hog") for job in todo):
+        hog(images.test.__getitems__([0])[0])  # what is missing or too small is said at once
+    while todo:
+        job = todo[0]
+        if watch is not None:
+            watch(job, None, len(todo), seconds_left(results, todo, plan))
+        if job.method.startswith("network"):
+            outcome = network(job, images, plan)
+        else:
+            outcome = _interruptible(partial(classical, job, images, features, threads))
+        results.add(job, outcome)
+        del todo[0]
+        if watch is not None:
+            watch(job, outcome, len(todo), seconds_left(results, todo, plan))
+    return results
+
+
+def seconds_left(results: Results, todo: list[Job], plan: Plan) -> float | None:
+    """What jobs may take, by the nearest size that each method has done; None if one has none."""
+
+    def cost(job: Job) -> float:
+        if job.method.startswith("network"):
+            batch, epochs = schedule(plan, job.examples)
+            return float(epochs * (job.examples // batch) * batch) + 2000
+        return math.pow(job.examples, 1.5 if job.method.endswith("svm") else 1.0) + 500
+
+    total = 0.0
+    for job in todo:
+        done = [other for other in results.outcomes if other.method == job.method]
+        if not done:
+            return None
+        near = min(done, key=lambda other: abs(math.log(other.examples / job.examples)))
+        total += results.outcomes[near].seconds * cost(job) / cost(near)
+    return total
+
+
+def _interruptible(work: Callable[[], Outcome]) -> Outcome:
+    """The result of a function that may stay in a library for minutes; Ctrl-C gets through."""
+    found: list[Outcome | BaseException] = []
+
+    def do() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
