@@ -1,7 +1,7 @@
 """Palmer penguins: 344 penguins of three species, measured on islands of the Palmer Archipelago.
 
-Horst, Hill, Gorman: palmerpenguins: Palmer Archipelago (Antarctica) penguin data (2020). Measured by
-Gorman, Williams, Fraser: Ecological sexual dimorphism and environmental variability within a
+Horst, Hill, Gorman: palmerpenguins: Palmer Archipelago (Antarctica) penguin data (2020). Measured
+by Gorman, Williams, Fraser: Ecological sexual dimorphism and environmental variability within a
 community of Antarctic penguins (2014). CC0: it may be used for anything. The table comes with
 Palto, as it is in the Python package `palmerpenguins`.
 """

@@ -354,7 +354,8 @@ class _Cells:
     @property
     def is_filled(self) -> Array:
         """Where something is there, bool (N,)."""
-        return np.asarray(self.codes) != self.MISSING
+        filled: Array = np.asarray(self.codes) != self.MISSING
+        return filled
 
     @property
     def is_number(self) -> bool:
