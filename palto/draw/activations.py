@@ -81,7 +81,7 @@ def curve_of(curve: Curve, x: Array) -> tuple[Array, Array]:
     """Values and derivatives at points (M,)."""
 
     def values(points: Tensor) -> Tensor:
-        result = curve.layer(curve.around(points))
+        result: Tensor = curve.layer(curve.around(points))
         return result[:, 0] if result.ndim > 1 else result
 
     points = F.asarray(x.astype(np.float32))

@@ -4,7 +4,7 @@ import pytest
 from palto import nn
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
-from palto import draw  # noqa: E402
+from palto import draw
 
 
 @pytest.mark.parametrize("dimension", [1, 2])

@@ -8,7 +8,7 @@ import palto
 from palto import data, nn
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
-from palto import draw  # noqa: E402
+from palto import draw
 
 
 @pytest.fixture

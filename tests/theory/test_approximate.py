@@ -60,6 +60,7 @@ def adversarial(network, rng):
 # One dimension: the staircase
 
 
+@settings(max_examples=15)
 @given(
     st.lists(st.floats(-3, 3), min_size=1, max_size=4),
     st.lists(st.floats(0.5, 20), min_size=4, max_size=4),
@@ -80,6 +81,7 @@ def test_the_bound_of_a_staircase_holds(sizes, rates, tolerance, seed):
     assert error(found.network, function, points) <= found.bound
 
 
+@settings(max_examples=15)
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=9), st.floats(0.05, 1))
 @example([1.0, 1.0, -1.0, -1.0], 0.1)  # flat, steep, flat
 @example([0.0, 0.0], 0.1)
@@ -189,7 +191,7 @@ def test_a_modulus_in_two_dimensions(rng):
 # Any network
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     st.integers(1, 3),
     st.integers(1, 30),
