@@ -83,7 +83,8 @@ def approximate(
         dimension: n, 1 to 3.
         lipschitz: L, with abs(f(x) - f(y)) <= L |x - y| in Euclidean distance.
         modulus: instead of it omega, a modulus of continuity, abs(f(x) - f(y)) <= omega(|x - y|):
-            from distances, float64 (K,), to bounds, (K,); np.sqrt for the square root.
+            from distances, float64 (K,), to bounds, (K,), which do not fall as the distance grows;
+            np.sqrt for the square root.
         max_units: how large H may become (in two and three dimensions at most 2,048).
 
     Raises:
@@ -96,8 +97,8 @@ def approximate(
     superpositions of a sigmoidal function", 1993, says how fast the error falls with H.
     """
     tolerance = require_tolerance(tolerance)
-    if max_units < 1:
-        raise NotCertifiedError(f"max_units is a whole number from 1 up, got {max_units}")
+    if not isinstance(max_units, int) or max_units < 1:
+        raise NotCertifiedError(f"max_units is a whole number from 1 up, got {max_units!r}")
     target = Target(function, dimension, lipschitz, modulus)
     target.refuse_contradiction()
     if target.dimension == 1:

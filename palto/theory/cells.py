@@ -10,7 +10,7 @@ import numpy as np
 
 from palto.tensor.dtypes import Array
 from palto.theory.superposition import Arithmetic, Superposition, logistic
-from palto.theory.target import Function, NotCertifiedError, Target
+from palto.theory.target import Function, NotCertifiedError, Target, is_finite
 
 #: The size of sigma's second derivative at most, 1 / (6 sqrt(3)).
 _CURVATURE = 0.09622504486493763 * (1 + 1e-12)
@@ -58,14 +58,21 @@ def certify(
         function: f, from points, float64 (N, n), to values, (N,).
         tolerance: what to stay below.
         lipschitz: L, with abs(f(x) - f(y)) <= L |x - y| in Euclidean distance.
-        modulus: instead of it omega, with abs(f(x) - f(y)) <= omega(|x - y|).
+        modulus: instead of it omega, with abs(f(x) - f(y)) <= omega(|x - y|), as `approximate`
+            takes it.
 
     Returns:
         The bound.
 
     Raises:
         NotCertifiedError: it cannot be shown, or is not so; the message says what, and the remedy.
+        TypeError: the network is another module.
     """
+    if not isinstance(network, Superposition):
+        raise TypeError(
+            f"a Superposition is certified, got a {type(network).__name__}; give the weights of a "
+            "network of one hidden layer of sigmoids to one by load_state_dict"
+        )
     target = Target(function, network.weight.shape[1], lipschitz, modulus)
     target.refuse_contradiction()
     return worst_cell(network, target, require_tolerance(tolerance)).bound
@@ -77,8 +84,8 @@ def require_tolerance(tolerance: float) -> float:
     Raises:
         NotCertifiedError: it is none.
     """
-    if not (tolerance > 0 and math.isfinite(tolerance)):
-        raise NotCertifiedError(f"a tolerance is a positive number, got {tolerance}")
+    if not (is_finite(tolerance) and tolerance > 0):
+        raise NotCertifiedError(f"a tolerance is a positive number, got {tolerance!r}")
     return float(tolerance)
 
 
@@ -169,7 +176,9 @@ class _Cells:
     def __init__(self, arithmetic: Arithmetic, target: Target, centres: Array, half: float) -> None:
         self.half = half
         z, s = arithmetic.neurons(centres)
-        self.error = np.abs(s @ arithmetic.alpha - target(centres))
+        values = target(centres)
+        target.check(centres[:-1], values[:-1], centres[1:], values[1:])
+        self.error = np.abs(s @ arithmetic.alpha - values)
         self.network = _variation(arithmetic, z, s, half) * _ROUNDED_UP
         self.function = target.spread(half * math.sqrt(target.dimension) * _ROUNDED_UP)
         self.rounding = arithmetic.here + arithmetic.network + target.rounding

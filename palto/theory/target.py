@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ Function = Callable[[Array], Any]
 
 #: Values are taken to be right to so many units of their dtype's precision.
 _TRUSTED = 8
+#: Numbers so small may count as zero.
+_TINY = 1e-300
 #: The shortest distance over which values are compared, and a modulus is asked.
 _SHORTEST = 2.0**-26
 #: By what share values may exceed what is allowed: arguments are rounded in the function, too.
@@ -42,7 +45,7 @@ class Target:
         dimension: n.
         lipschitz: L, with abs(f(x) - f(y)) <= L |x - y| in Euclidean distance.
         modulus: instead of it omega, with abs(f(x) - f(y)) <= omega(|x - y|): from distances (K,)
-            to bounds (K,).
+            to bounds (K,), which do not fall as the distance grows.
 
     Attributes:
         samples: at how many points the function was asked.
@@ -71,11 +74,13 @@ class Target:
         self._largest, self._precision = 0.0, float(np.finfo(np.float64).eps)
         if lipschitz is not None and modulus is not None:
             raise NotCertifiedError("give lipschitz or modulus, not both")
-        if lipschitz is not None and not (lipschitz >= 0 and math.isfinite(lipschitz)):
-            raise NotCertifiedError(f"a Lipschitz constant is a number from 0 up, got {lipschitz}")
+        if lipschitz is not None and not (is_finite(lipschitz) and lipschitz >= 0):
+            raise NotCertifiedError(
+                f"a Lipschitz constant is a number from 0 up, got {lipschitz!r}"
+            )
         if lipschitz is None and modulus is None:
             raise self._opaque()
-        distances = np.geomspace(_SHORTEST, math.sqrt(dimension), 64)
+        distances = np.geomspace(_SHORTEST, math.sqrt(dimension), 1024)
         if (np.diff(self.change(distances)) < 0).any():
             raise NotCertifiedError("a modulus of continuity grows with the distance; this one not")
 
@@ -87,7 +92,7 @@ class Target:
             "prove nothing. Say how fast it can change: lipschitz=L, with abs(f(x) - f(y)) <= "
             f"L |x - y| for all points. (The steepest pair of {len(start):,} tried has a slope of "
             f"{slopes.max():.4g}; L is at least that.) For a function such as the square root, "
-            "modulus=omega is the bound as a function of the distance."
+            "give modulus=omega, that bound as a function of the distance."
         )
 
     def __call__(self, points: Array) -> Array:
@@ -127,7 +132,7 @@ class Target:
     @property
     def rounding(self) -> float:
         """How far the values may be from the function that is meant, for being computed."""
-        return _TRUSTED * self._precision * self._largest
+        return _TRUSTED * self._precision * self._largest + _TINY
 
     def change(self, distances: Array) -> Array:
         """By how much the function changes at most over such distances, (K,).
@@ -169,7 +174,7 @@ class Target:
         Raises:
             NotCertifiedError: values differ by more than the function is said to change.
         """
-        ratio = self._ratio(start, first, end, second)
+        ratio = self.check(start, first, end, second)
         steep = np.argsort(ratio)[-16:]
         start, first, end, second = start[steep], first[steep], end[steep], second[steep]
         while len(start):
@@ -179,12 +184,16 @@ class Target:
             start, end = np.where(left, start, middle), np.where(left, middle, end)
             left = left[:, 0]
             first, second = np.where(left, first, value), np.where(left, value, second)
-            self._ratio(start, first, end, second)
+            self.check(start, first, end, second)
             long = np.linalg.norm(start - end, axis=1) > _SHORTEST
             start, first, end, second = start[long], first[long], end[long], second[long]
 
-    def _ratio(self, start: Array, first: Array, end: Array, second: Array) -> Array:
-        """Changes in relation to those that are allowed; raises if one is above."""
+    def check(self, start: Array, first: Array, end: Array, second: Array) -> Array:
+        """The changes between points in relation to those that are allowed, (N,).
+
+        Raises:
+            NotCertifiedError: one is above.
+        """
         distance = np.linalg.norm(start - end, axis=1)
         allowed = self.change(distance)
         actual = np.abs(second - first)
@@ -220,6 +229,11 @@ class Target:
         end = np.clip(start + way, 0, 1)
         apart = np.linalg.norm(start - end, axis=1) > _SHORTEST
         return np.concatenate([*starts, start[apart]]), np.concatenate([*ends, end[apart]])
+
+
+def is_finite(number: Any) -> bool:
+    """Whether this is a real number, and neither NaN nor infinite."""
+    return isinstance(number, Real) and math.isfinite(number)
 
 
 def _shown(point: Array) -> str:

@@ -293,15 +293,17 @@ def test_gradients(check_gradients, rng):
         (wave, {}, "values alone prove nothing.*slope of 6.28"),
         (wave, {"lipschitz": 6}, "lipschitz=6 is not true of this function"),
         (wave, {"lipschitz": 7, "modulus": np.sqrt}, "not both"),
+        (wave, {"lipschitz": "7"}, "number from 0 up, got '7'"),
         (wave, {"lipschitz": -1}, "number from 0 up, got -1"),
         (wave, {"lipschitz": math.nan}, "number from 0 up, got nan"),
         (wave, {"modulus": lambda d: 1 - d}, "0 up|grows with the distance"),
-        (wave, {"modulus": lambda d: 1.0}, "for 64 distances"),
+        (wave, {"modulus": lambda d: 1.0}, "for 1024 distances"),
         (wave, {"modulus": lambda d: 3 + 0 * d}, "may still change by 3"),
         (wave, {"lipschitz": 7, "tolerance": 0}, "positive number, got 0"),
         (wave, {"lipschitz": 7, "tolerance": 1e-9}, "finer grids are not tried"),
         (wave, {"lipschitz": 7, "tolerance": 1e-3, "max_units": 100}, "max_units"),
         (wave, {"lipschitz": 7, "max_units": 0}, "from 1 up, got 0"),
+        (wave, {"lipschitz": 7, "tolerance": "0.1"}, "positive number, got '0.1'"),
         (wave, {"lipschitz": 7, "dimension": 0}, "1, 2 or 3, got 0"),
         (wave, {"lipschitz": 7, "dimension": 4}, "1, 2 or 3, got 4"),
         (wave, {"lipschitz": 7, "dimension": True}, "1, 2 or 3, got True"),
@@ -329,6 +331,22 @@ def test_a_mistake_in_the_function_says_how_it_was_called():
     with pytest.raises(IndexError) as caught:
         approximate(product, 0.1, lipschitz=2)
     assert "the function was called with points, float64 (" in caught.value.__notes__[0]
+
+
+def test_a_peak_that_only_cells_meet():
+    """Half of the certificate's points are asked by nobody else: they are compared, too."""
+    centre = np.array([0.40625, 0.40625])  # of a cell
+
+    def peak(x):
+        return product(x) + 0.3 * np.maximum(0, 1 - 500 * np.abs(x - centre).max(1))
+
+    with pytest.raises(NotCertifiedError, match="is not true of this function"):
+        approximate(peak, 0.1, 2, lipschitz=1.5)
+
+
+def test_other_modules_are_not_certified():
+    with pytest.raises(TypeError, match="a Superposition is certified, got a Linear"):
+        certify(nn.Linear(1, 1), wave, 0.1, lipschitz=7)
 
 
 @pytest.mark.parametrize("size", [math.nan, math.inf, 1e300])
