@@ -23,6 +23,10 @@ _DEEPEST = 40
 _ROUNDED_UP = 1 + 1e-9
 
 
+class RefutedError(NotCertifiedError):
+    """There is a point where the network is not as good."""
+
+
 class Cell(NamedTuple):
     """The cell with the largest bound, and the parts that this is the sum of."""
 
@@ -93,12 +97,11 @@ def worst_cell(network: Superposition, target: Target, tolerance: float) -> Cell
     """The cell with the largest bound, which is below the tolerance.
 
     Raises:
-        NotCertifiedError: there is one whose bound is not.
+        NotCertifiedError: there is one whose bound is not, or it takes too long.
     """
     n = target.dimension
     arithmetic = Arithmetic(network)
-    parameters = (arithmetic.w, arithmetic.w0, arithmetic.alpha, arithmetic.argument)
-    if not all(np.isfinite(x).all() for x in parameters):
+    if not arithmetic.is_sound:
         raise NotCertifiedError("the network has weights that are NaN, infinite or too large")
     refuse_too_many(target, tolerance, len(arithmetic.alpha))
     corners = np.stack(np.meshgrid(*[(-1.0, 1.0)] * n, indexing="ij"), -1).reshape(-1, n)
@@ -118,7 +121,7 @@ def worst_cell(network: Superposition, target: Target, tolerance: float) -> Cell
         cells = _Cells(arithmetic, target, centres, 0.5 ** (level + 1))
         wrong = int(np.argmax(cells.error))
         if cells.error[wrong] - cells.rounding >= tolerance:
-            raise NotCertifiedError(
+            raise RefutedError(
                 f"the network is not as good: at x = {np.round(centres[wrong], 6).tolist()} its "
                 f"error is {cells.error[wrong]:.4g}, and the tolerance {tolerance:g}. Train it "
                 "longer, give it more units, or ask for less"

@@ -75,6 +75,7 @@ class Arithmetic:
         w: weights, float64 (H, n).
         w0: thresholds, float64 (H,).
         alpha: float64 (H,).
+        is_sound: whether all sums are finite, in any order.
         argument: by how much each <x, w_h> - w_0h may be wrong in float64, (H,).
         here: by how much a(x) may be wrong as it is computed here, in float64.
         network: by how much it may be wrong as the network computes it, in its own dtype.
@@ -84,7 +85,10 @@ class Arithmetic:
         parameters = (network.weight, network.threshold, network.alpha)
         self.w, self.w0, self.alpha = (np.asarray(x.numpy(), np.float64) for x in parameters)
         unit = max(float(np.finfo(x.dtype).eps) / 2 for x in parameters)
+        largest = min(float(np.finfo(x.dtype).max) for x in parameters) / 4
         with np.errstate(over="ignore", invalid="ignore"):  # infinite weights have no certificate
+            sums = [*(np.abs(self.w).sum(1) + np.abs(self.w0)), np.abs(self.alpha).sum()]
+            self.is_sound = bool((np.array(sums) < largest).all())
             self.argument = self._argument(2.0**-53)
             self.here = self._output(2.0**-53)
             self.network = self._output(unit)

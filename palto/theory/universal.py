@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from palto.tensor.dtypes import Array
-from palto.theory.cells import refuse_too_many, require_tolerance, worst_cell
+from palto.theory.cells import (
+    Cell,
+    RefutedError,
+    refuse_too_many,
+    require_tolerance,
+    worst_cell,
+)
 from palto.theory.staircase import staircase
 from palto.theory.superposition import Superposition, logistic, superposition
 from palto.theory.target import Function, NotCertifiedError, Target
@@ -112,8 +119,7 @@ def approximate(
             )
     else:
         refuse_too_many(target, tolerance, _FEWEST)
-        network = _fitted(target, tolerance, max_units)
-        cell = worst_cell(network, target, tolerance)
+        network, cell = _fitted(target, tolerance, max_units)
         method, bound = "cells", cell.bound
         parts = {
             "in the centre": cell.centre, "the network around it": cell.network,
@@ -130,11 +136,11 @@ class _Fit(NamedTuple):
     error: float  # the largest at points that were not fitted to
 
 
-def _fitted(target: Target, tolerance: float, max_units: int) -> Superposition:
-    """The smallest network of those tried that looks good enough.
+def _fitted(target: Target, tolerance: float, max_units: int) -> tuple[Superposition, Cell]:
+    """The smallest network of those tried that is good enough, and its worst cell.
 
     Raises:
-        NotCertifiedError: none does.
+        NotCertifiedError: none is, or it takes too long to show it.
     """
     n = target.dimension
     most = min(max_units, _MOST_FITTED)
@@ -153,13 +159,15 @@ def _fitted(target: Target, tolerance: float, max_units: int) -> Superposition:
         ]
         fit = min(fits, key=lambda fit: fit.error)
         if fit.error <= _PROMISING * tolerance:
-            return superposition(fit.weight, fit.threshold, fit.alpha)
+            network = superposition(fit.weight, fit.threshold, fit.alpha)
+            with suppress(RefutedError):  # by a point between those of the test
+                return network, worst_cell(network, target, tolerance)
         best = min(best, fit.error)
         if units >= most:
             raise NotCertifiedError(
                 f"networks of {min(_FEWEST, most)} to {most:,} units were fitted; the best one is "
-                f"wrong by {best:.4g} at some point, too near to the tolerance {tolerance:g} or "
-                "above it. Ask for less"
+                f"wrong by {best:.4g} at a test point, too near to the tolerance {tolerance:g} or "
+                "above it, or by more at another. Ask for less"
                 + (", or give a larger max_units" if max_units < _MOST_FITTED else "")
             )
         units = min(2 * units, most)

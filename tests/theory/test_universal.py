@@ -175,6 +175,14 @@ def test_the_bound_of_cells_holds(name, rng):
     assert error(found.network, function, adversarial(found.network, rng)) <= found.bound
 
 
+def test_a_network_that_cells_refute_is_followed_by_a_larger_one(monkeypatch, rng):
+    wanted = approximate(product, 0.02, 2, lipschitz=math.sqrt(2))
+    monkeypatch.setattr("palto.theory.universal._PROMISING", 100)  # whatever the test points say
+    found = approximate(product, 0.02, 2, lipschitz=math.sqrt(2))
+    assert found.units <= wanted.units and found.units > 8
+    assert error(found.network, product, adversarial(found.network, rng)) <= found.bound
+
+
 def test_a_smaller_tolerance_takes_more_units():
     units = [approximate(product, t, 2, lipschitz=1.5).units for t in (0.3, 0.03)]
     assert units[0] < units[1] < 100
@@ -349,11 +357,15 @@ def test_other_modules_are_not_certified():
         certify(nn.Linear(1, 1), wave, 0.1, lipschitz=7)
 
 
-@pytest.mark.parametrize("size", [math.nan, math.inf, 1e300])
-def test_weights_that_have_no_certificate(size):
-    network = Superposition(1, 4)
-    network.weight.assign(palto.asarray(np.full((4, 1), size)))
-    with pytest.raises(NotCertifiedError):
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(math.nan, palto.float64), (math.inf, palto.float64), (3e38, palto.float32)],
+)
+def test_weights_that_have_no_certificate(size, dtype):
+    """Sums of numbers near the largest may be infinite on the way."""
+    network = Superposition(1, 4, dtype)
+    network.weight.assign(palto.asarray(np.full((4, 1), size, dtype)))
+    with pytest.raises(NotCertifiedError, match="NaN, infinite or too large"):
         certify(network, wave, 2.0, lipschitz=7)
 
 

@@ -6,7 +6,7 @@ from palto.nn import activations as known
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
 from palto import draw
-from palto.draw.activations import CURVES, curve_of
+from palto.draw.curves import CURVES, curve_of
 
 
 def test_every_activation_is_drawn():
