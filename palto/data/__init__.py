@@ -24,6 +24,7 @@ from palto.data.sources import (
     image_folder,
     numpy_archive,
     open_source,
+    penguins,
     read_image,
 )
 
@@ -31,5 +32,5 @@ __all__ = [
     "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "ImageFiles",
     "Source", "Subset", "TableDataset", "TableEncoder", "TensorDataset", "augment", "available",
     "csv_table", "elpv", "fashion_mnist", "image_archive", "image_folder", "numpy_archive",
-    "open_source", "random_split", "read_image",
+    "open_source", "penguins", "random_split", "read_image",
 ]  # fmt: skip

@@ -236,11 +236,24 @@ def test_what_is_wrong_is_named(write, case):
         data.csv_table(write(text), target="b")
 
 
+def test_rows_with_missing_cells_may_be_dropped(write):
+    table = "a,b,c\n1,x,yes\n,x,no\n3,,no\n5,z,yes\n7,z,no\n"
+    train, _ = data.csv_table(write(table), target="c", missing="drop")
+    assert train.columns == ("a", "b=x", "b=z")  # nothing says that one is missing
+    assert train.notes == ("2 rows with missing cells: left out",)
+    x, y = train.__getitems__([0, 1, 2])
+    np.testing.assert_allclose(x[:, 0] * 2.4944382 + 13 / 3, [1, 5, 7], rtol=1e-6)
+    assert y.tolist() == [1, 1, 0]
+    assert len(data.csv_table(write(table), target="c", features=["a"], missing="drop")[0]) == 4
+    with pytest.raises(ValueError, match="a cell is missing in every row"):
+        data.csv_table(write("a,b,c\n,1,x\n2,,y\n"), target="c", missing="drop")
+
+
 def test_options_that_are_refused(write, tmp_path):
     path = write(PEOPLE)
     for option, message in {
         "task": "task is 'classify', 'regress' or None",
-        "missing": "missing is 'mean' or 'raise'",
+        "missing": "missing is 'mean', 'drop' or 'raise'",
         "decimal": "decimal is",
         "delimiter": "a delimiter is one sign",
     }.items():

@@ -17,6 +17,7 @@ from palto.data.sources.elpv import elpv
 from palto.data.sources.fashion_mnist import FILES as FASHION_MNIST
 from palto.data.sources.fashion_mnist import fashion_mnist
 from palto.data.sources.images import OnError, Options, image_archive, image_folder
+from palto.data.sources.penguins import penguins
 from palto.data.sources.pictures import Channels, Fit, Size
 from palto.data.sources.stores import ARCHIVES
 from palto.data.sources.tables import csv_table
@@ -41,7 +42,7 @@ class Source:
         size: how much there is to fetch.
         licence: under which terms it may be used.
         origin: who has published it, and where.
-        files: its files, and where they can be had.
+        files: its files, and where they can be had; None where they come with Palto.
         open: gives its examples, those to learn from and the others.
         resizes: whether its images can be had in any size, in colour or grey.
     """
@@ -51,14 +52,14 @@ class Source:
     size: str
     licence: str
     origin: str
-    files: Files
+    files: Files | None
     open: Callable[[Options], Pair]
     resizes: bool = False
 
     @property
     def here(self) -> bool:
         """Whether its files are on this machine."""
-        return self.files.here
+        return self.files is None or self.files.here
 
 
 SOURCES = {
@@ -82,6 +83,15 @@ SOURCES = {
             files=ELPV,
             open=lambda options: elpv(size=options.size, channels=options.channels),
             resizes=True,
+        ),
+        Source(
+            name="penguins",
+            what="a table of 344 penguins, 3 species by 7 columns",
+            size="comes with Palto",
+            licence="CC0-1.0",
+            origin="Palmer Station LTER; the Python package palmerpenguins",
+            files=None,
+            open=lambda options: penguins(validation=options.validation, seed=options.seed),
         ),
     )
 }

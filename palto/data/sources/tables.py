@@ -22,7 +22,7 @@ from palto.data.sources.checks import a_file, one_of, share, too_few
 from palto.tensor.dtypes import Array
 
 Task = Literal["classify", "regress"]
-Missing = Literal["mean", "raise"]
+Missing = Literal["mean", "drop", "raise"]
 
 DELIMITERS = (",", ";", "\t", "|")
 #: Cells that hold nothing, in any case of letters.
@@ -175,7 +175,8 @@ def csv_table(
         features: the columns to predict it from; by default all others.
         categorical: columns of categories, although they may look like numbers (such as codes).
         task: "classify" or "regress"; by default as the target looks.
-        missing: what is done about missing cells: "mean", as above, or "raise".
+        missing: what is done about missing cells of features: "mean", as above; "drop" leaves out
+            the rows that have some; or "raise".
         delimiter: what separates cells; by default the one of comma, semicolon, tab and | that fits
             the first lines.
         decimal: how fractions are written, "." or ",".
@@ -203,7 +204,7 @@ def csv_table(
             )
         target, features = encoder.target, [column.name for column in encoder.columns]
     one_of("task", task, "classify", "regress", None)
-    one_of("missing", missing, "mean", "raise")
+    one_of("missing", missing, "mean", "drop", "raise")
     one_of("decimal", decimal, ".", ",")
     share("validation", validation)
     if not with_target and encoder is None:
@@ -226,16 +227,25 @@ def csv_table(
     count = file.read([*cells.values(), *([wanted] if wanted is not None else [])])
     if missing == "raise":
         for column in cells.values():
-            column.refuse_missing('missing="mean" puts the mean there')
+            column.refuse_missing(
+                'missing="mean" puts the mean there, missing="drop" leaves the row out'
+            )
     if wanted is not None:
         wanted.refuse_missing("a row without a target teaches nothing: remove it")
 
     notes: list[str] = []
+    rows = np.arange(count)
+    if missing == "drop":
+        rows = rows[np.all([column.is_filled for column in cells.values()], axis=0)]
+        if not len(rows):
+            raise ValueError(f'{where}: a cell is missing in every row; missing="mean" keeps them')
+        if len(rows) < count:
+            notes.append(f"{count - len(rows)} rows with missing cells: left out")
     classes = encoder.classes if encoder is not None else None
     if wanted is not None and encoder is None:
         classes = _classes(wanted, task, notes)
     labels = wanted.label(classes) if wanted is not None and classes is not None else None
-    parts = _divided(where, count, validation, seed, labels)
+    parts = _divided(where, rows, validation, seed, labels)
     if encoder is None:
         asked = features is not None
         columns = [x.fit(parts[0], x.name in categorical, asked, notes) for x in cells.values()]
@@ -260,17 +270,17 @@ def csv_table(
 
 
 def _divided(
-    where: Path, count: int, validation: float, seed: int, labels: Array | None
+    where: Path, rows: Array, validation: float, seed: int, labels: Array | None
 ) -> list[Array]:
     """The rows of the one or two parts."""
-    rows = np.arange(count)
     if not validation:
         return [rows]
     lengths = [1 - validation, validation]
-    parts = random_split(TensorDataset(rows), lengths, seed, stratify=labels)
+    stratify = None if labels is None else labels[rows]
+    parts = random_split(TensorDataset(rows), lengths, seed, stratify=stratify)
     if not all(map(len, parts)):
-        raise too_few(where, count, validation)
-    return [np.sort(part.indices) for part in parts]
+        raise too_few(where, len(rows), validation)
+    return [np.sort(rows[part.indices]) for part in parts]
 
 
 class _Cells:
@@ -331,7 +341,7 @@ class _Cells:
         Raises:
             ValueError: there is one.
         """
-        places = np.flatnonzero(np.asarray(self.codes) == self.MISSING)
+        places = np.flatnonzero(~self.is_filled)
         if len(places):
             raise self.error(
                 self.lines[int(places[0])], f"nothing is there (in {len(places)} rows); {remedy}"
@@ -342,9 +352,15 @@ class _Cells:
         return self.decimal == "." and all(map(DECIMAL_COMMA.fullmatch, self.texts))
 
     @property
+    def is_filled(self) -> Array:
+        """Where something is there, bool (N,)."""
+        filled: Array = np.asarray(self.codes) != self.MISSING
+        return filled
+
+    @property
     def is_number(self) -> bool:
         """Whether most cells are numbers."""
-        filled = int((np.asarray(self.codes) != self.MISSING).sum())
+        filled = int(self.is_filled.sum())
         return 2 * self.count > filled
 
     def values(self, remedy: str = "") -> Array:
