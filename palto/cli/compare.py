@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from palto import data
 from palto.data.sources.named import TABLES
-from palto.draw.learning import learning_curves, learning_gain, time_against_accuracy
+from palto.draw import learning_curves, learning_gain, time_against_accuracy
 from palto.extras import require
 from palto.recipes import compare
 from palto.recipes.compare import METHODS, Images, Job, Outcome, Plan, Results

@@ -13,7 +13,7 @@ from palto.train import BatchStudy
 _MEASURED, _THEORY = "#1f6fb4", "#c2410c"
 
 
-def draw_batches(study: BatchStudy, path: str | os.PathLike[str]) -> None:
+def batch_study(study: BatchStudy, path: str | os.PathLike[str]) -> None:
     """Draw a batch study: four panels over the batch size, or over the time that it took.
 
     Args:

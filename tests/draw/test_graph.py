@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from palto import nn
-from palto.draw import backprop
+from palto import draw
 from palto.nn import functional as f
 
 
@@ -22,7 +22,7 @@ NUMBERS = {"w": 0.5, "x": 2.0, "b": -1.5, "y": 1.0}
 
 
 def test_an_expression_by_hand():
-    nodes = backprop.backprop_graph(squared_error, NUMBERS)
+    nodes = draw.backprop_graph(squared_error, NUMBERS)
     assert [node.name for node in nodes if node.inputs] == ["×", "+", "sigmoid", "−", "square"]
     p = 1 / (1 + np.exp(0.5))
     passed = 2 * (p - 1) * p * (1 - p)
@@ -38,7 +38,7 @@ def test_an_expression_by_hand():
 
 def test_a_gradient_is_the_sum_over_the_ways_back():
     """Each node's gradient is what its readers hand back: the chain rule, on every node."""
-    nodes = backprop.backprop_graph(
+    nodes = draw.backprop_graph(
         lambda a, b: (a * b + a) * f.sigmoid(a) - 3 / b, {"a": 0.7, "b": 1.3}
     )
     handed = [0.0] * len(nodes)
@@ -58,7 +58,7 @@ def test_a_module_has_the_gradients_of_backward():
     def loss(x, y):
         return f.cross_entropy(model(x), y)
 
-    nodes = named(backprop.backprop_graph(loss, {"x": inputs, "y": labels}))
+    nodes = named(draw.backprop_graph(loss, {"x": inputs, "y": labels}))
     assert not any(p.grad is not None for p in model.parameters())  # drawing leaves no trace
     loss(inputs, labels).backward()
     for name, parameter in model.named_parameters():
@@ -72,7 +72,7 @@ def test_running_statistics_stay():
     norm = nn.BatchNorm1d(2)
     before = {name: value.numpy() for name, value in norm.state_dict().items()}
     x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
-    nodes = backprop.backprop_graph(lambda x: f.sigmoid(norm(x)).mean(), {"x": x})
+    nodes = draw.backprop_graph(lambda x: f.sigmoid(norm(x)).mean(), {"x": x})
     assert nodes[0].gradient.shape == (6, 2)
     for name, value in norm.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])
@@ -81,7 +81,7 @@ def test_running_statistics_stay():
 def test_the_layout_goes_from_left_to_right_and_nothing_lies_on_anything():
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), nn.ELU(), nn.Linear(3, 1))
     x = np.ones((4, 2), np.float32)
-    nodes = backprop.backprop_graph(lambda x: model(x).mean() + (x**2).sum(), {"x": x})
+    nodes = draw.backprop_graph(lambda x: model(x).mean() + (x**2).sum(), {"x": x})
     spots, ways = backprop._layout(nodes)
     for place, node in enumerate(nodes):
         for source in node.inputs:
@@ -96,9 +96,9 @@ def test_the_layout_goes_from_left_to_right_and_nothing_lies_on_anything():
 def test_the_picture(tmp_path, kind):
     pytest.importorskip("matplotlib", reason="pictures need Matplotlib")
     path = tmp_path / f"graph.{kind}"
-    nodes = backprop.draw_backprop(squared_error, NUMBERS, path, step="×")
+    nodes = draw.backprop(squared_error, NUMBERS, path, step="×")
     first = path.read_bytes()
-    backprop.draw_backprop(squared_error, NUMBERS, path, step="×")
+    draw.backprop(squared_error, NUMBERS, path, step="×")
     assert path.read_bytes() == first
     if kind == "svg":
         ElementTree.fromstring(first)
@@ -128,9 +128,9 @@ def test_what_is_shown(array, text):
 def test_what_cannot_be_drawn(tmp_path):
     for function in (lambda x: x * np.ones(2, np.float32), lambda x: 3, lambda x: x.detach()):
         with pytest.raises(ValueError, match="one number that depends on its inputs"):
-            backprop.backprop_graph(function, {"x": 1.0})
+            draw.backprop_graph(function, {"x": 1.0})
     with pytest.raises(ValueError, match=r"an operation of the graph \(×, \+.*got 'tanh'"):
-        backprop.draw_backprop(squared_error, NUMBERS, tmp_path / "x.svg", step="tanh")
+        draw.backprop(squared_error, NUMBERS, tmp_path / "x.svg", step="tanh")
 
     def long(x):
         for _ in range(100):
@@ -138,5 +138,5 @@ def test_what_cannot_be_drawn(tmp_path):
         return x
 
     with pytest.raises(ValueError, match="100 operations, more than the 60"):
-        backprop.backprop_graph(long, {"x": 1.0})
+        draw.backprop_graph(long, {"x": 1.0})
     assert not list(tmp_path.iterdir())

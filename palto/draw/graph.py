@@ -116,7 +116,7 @@ def backprop_graph(function: Callable[..., Tensor], inputs: Mapping[str, Any]) -
     return tuple(nodes)
 
 
-def draw_backprop(
+def backprop(
     function: Callable[..., Tensor],
     inputs: Mapping[str, Any],
     path: str | os.PathLike[str],
