@@ -26,7 +26,8 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
         ValueError: Matplotlib knows no such kind.
         OSError: the file cannot be written.
     """
-    require("matplotlib", "plot", "a picture").rcParams["svg.hashsalt"] = "palto"
+    settings = {"svg.hashsalt": "palto", "svg.fonttype": "none"}  # text stays text
     kind = Path(path).suffix.lower()
     metadata = {".png": {"Software": None}, ".svg": {"Date": None}}.get(kind)
-    figure.savefig(path, dpi=120, metadata=metadata)
+    with require("matplotlib", "plot", "a picture").rc_context(settings):
+        figure.savefig(path, dpi=120, metadata=metadata)
