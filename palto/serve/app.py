@@ -88,24 +88,23 @@ class _Service:
                 415, f"the body should be a picture (PNG, JPEG, WebP, ...), not {kind[:60]}"
             )
         try:
-            body = await request.body()
-        except require("starlette.requests", "web", "palto serve").ClientDisconnect:
-            return self._responses.Response(status_code=400)  # type: ignore[no-any-return]
-        if not body:
-            raise self._refused(422, "the body is empty; it should be a picture")
-        try:
-            self._batcher.reserve()
+            self._batcher.reserve()  # before the body is read, so that memory is bounded, too
         except QueueFullError:
             raise self._refused(
                 503, "too many pictures wait already; try again", {"retry-after": "1"}
             ) from None
         try:
+            body = await request.body()
+            if not body:
+                raise self._refused(422, "the body is empty; it should be a picture")
             loop = asyncio.get_running_loop()
             try:
                 picture = await loop.run_in_executor(self._decoders, self._read, io.BytesIO(body))
             except (ValueError, OSError) as error:
                 raise self._refused(422, f"this picture cannot be read: {error}") from None
             found = await self._batcher.submit(picture)
+        except require("starlette.requests", "web", "palto serve").ClientDisconnect:
+            return self._responses.Response(status_code=400)  # type: ignore[no-any-return]
         finally:
             self._batcher.release()
         pairs = zip(self._run.classes, found.tolist(), strict=True)
