@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from palto.cli.label import Label
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.data import DataUnavailableError
@@ -25,6 +26,7 @@ _COMMANDS: dict[str, Any] = {
     "profile": Profile,
     "summary": Summary,
     "data": Data,
+    "label": Label,
 }
 
 #: Errors whose message says all: where in Palto they were noticed helps nobody here.
