@@ -94,33 +94,36 @@ class Label(web.ServerOptions):
                 f"--names has {len(display)} names for the {len(store.classes)} classes "
                 f"{','.join(store.classes)}"
             )
+        if self.mode == "teach" and self.host != web.ServerOptions.host:
+            raise ValueError("--mode teach is for you alone: leave --host out")
+        run = None if self.run_folder is None else _opened(self.run_folder, store.classes)
         files = take_in(store, self.folder, self.known, complain=_complain)
         challenges = Challenges(store)
         for number in set(challenges.order) - set(files):
             challenges.leave_out(number)
         app = label_app(store, challenges, files, mode=self.mode, display=display)
         server = web.Server(app, self, body_bytes=1 << 16)
-        if self.mode == "teach" and server.token is not None and not self.token:
-            server.close()
-            raise ValueError("--mode teach is for you alone: leave --host out")
-        if self.run_folder is not None:
-            run = Run.open(self.run_folder)
-            if not set(store.classes) <= set(run.classes):
-                server.close()
-                raise ValueError(
-                    f"{self.run_folder} knows {', '.join(run.classes)}, but not all of "
-                    f"{', '.join(store.classes)}"
-                )
-            run.load_best()  # what is wrong with it is said before the server begins
-            threading.Thread(
-                target=_propose, args=(run, store.classes, challenges, files), daemon=True
-            ).start()
+        if run is not None:
+            arguments = (run, store.classes, challenges, files)
+            threading.Thread(target=_propose, args=arguments, daemon=True).start()
         known = len(store.known())
         print(f"{len(files):,} images, {known:,} of them known, answers in {store.path}")
         if not known and self.mode == "challenge":
             print("No image is known, so nothing tells who looks: --mode teach names some yourself")
         server.run("label at")
         return 0
+
+
+def _opened(folder: Path, classes: tuple[str, ...]) -> Run:
+    """A run that can say something about the classes; what is wrong with it is said at once."""
+    run = Run.open(folder)
+    missing = [name for name in classes if name not in run.classes]
+    if missing:
+        raise ValueError(
+            f"{folder} knows {', '.join(run.classes) or 'no classes'}, but not {', '.join(missing)}"
+        )
+    run.load_best()
+    return run
 
 
 def _propose(

@@ -114,16 +114,16 @@ class Challenges:
             self._rng.shuffle(images)
         return self.store.hand_out(session, asked, images)
 
-    def next_single(self, session: str) -> Challenge | None:
-        """One image whose class is to be named, None if none is left."""
+    def next_single(self, session: str, *, controls: bool = True) -> Challenge | None:
+        """One image whose class is to be named, now and then a control; None if none is left."""
         with self._lock:
             seen = self._seen(session)[:, NAMED]
             possible = np.flatnonzero(self._usable & (self._known < 0) & ~self.sure() & ~seen)
-            controls = np.flatnonzero(self._usable & (self._known >= 0) & ~seen)
+            known = np.flatnonzero(self._usable & (self._known >= 0) & ~seen)
             if not len(possible):
                 return None
-            if len(controls) and self._rng.random() < NAMED_CONTROLS:
-                place = int(self._rng.choice(controls))
+            if controls and len(known) and self._rng.random() < NAMED_CONTROLS:
+                place = int(self._rng.choice(known))
             else:
                 place = self._least_sure(possible, 1 - self._belief().max(1))[0]
         return self.store.hand_out(session, NAMED, [self.order[place]])

@@ -90,8 +90,10 @@ def label_app(
         return Response(content, media_type="image/png", headers=headers)
 
     def _next(session: str) -> dict[str, Any]:
-        make = challenges.next if mode == "challenge" else challenges.next_single
-        challenge = make(session)
+        if mode == "challenge":
+            challenge = challenges.next(session)
+        else:
+            challenge = challenges.next_single(session, controls=mode == "name")
         progress = challenges.progress()
         if challenge is None:
             return {"done": True, "progress": progress}
