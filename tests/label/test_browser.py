@@ -167,6 +167,7 @@ def test_a_phone_in_russian_and_two_tabs(browser, photos):
         box = page.locator(".tile").first.bounding_box()
         assert box["width"] >= 90 and box["height"] >= 90  # room for a finger
         for tab in (second, page):  # the later tab first: neither disturbs the other
+            tab.bring_to_front()  # a tab behind another one is drawn slowly
             name = tab.inner_text("#question").rsplit(": ", 1)[1]
             for k, shows in enumerate(colour_of(tab, "red" if name == "красное" else "blue")):
                 if shows:
