@@ -16,7 +16,8 @@ CONTROLS = 2  # of each kind in a challenge: images that show the class, and ima
 SURE = 0.95  # the probability from which on an image is called sure
 ENOUGH = 2  # answers, without which nothing is
 NAMED_CONTROLS = 0.2  # the share of controls among single images
-REFRESH = 25  # answers after which the consensus is computed anew
+REFRESH = 3  # challenges after which the consensus is computed anew, or a share of all so far:
+REFRESH_SHARE = 0.02
 
 
 class Challenges:
@@ -41,6 +42,7 @@ class Challenges:
         self._lock = threading.Lock()
         self._proposed = np.full((len(self.order), len(store.classes)), np.nan)
         self._usable = np.ones(len(self.order), np.bool_)
+        self._count = sum(done for _, done, _, _ in store.annotators())
         self._refresh()
 
     # What is known
@@ -61,10 +63,11 @@ class Challenges:
             self._known[self._place[image]] = label
 
     def answered(self) -> None:
-        """Count an answer."""
+        """Count a challenge that was answered."""
         with self._lock:
             self._new += 1
-            if self._new >= REFRESH:
+            self._count += 1
+            if self._new >= max(REFRESH, REFRESH_SHARE * self._count):
                 self._refresh()
 
     def _refresh(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import ipaddress
 import json
 import re
@@ -12,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -21,13 +23,14 @@ from starlette.routing import Route
 
 from palto import web
 from palto.data import read_image
+from palto.data.sources.pictures import read_header
 from palto.label.aggregate import NAMED
 from palto.label.challenges import Challenges, summary
 from palto.label.store import RefusedError, Store
 
 Mode = Literal["challenge", "name", "teach"]
 
-THUMBNAIL = 256  # pixels of a side
+THUMBNAIL = 320  # pixels of the longer side
 LANGUAGES = ("en", "ru")
 SESSION = "palto-label"
 YEAR = 365 * 24 * 3600
@@ -75,7 +78,7 @@ def label_app(
 
     @functools.lru_cache(maxsize=2000)
     def thumbnail(number: int) -> bytes:
-        return _png(read_image(files[number], size=THUMBNAIL))
+        return _thumbnail(files[number])
 
     async def image(request: Request) -> Response:
         number = request.path_params["number"]
@@ -220,11 +223,13 @@ def _asset(name: str) -> str:
     return resources.files("palto.label").joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _png(pixels: Any) -> bytes:
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+def _thumbnail(path: Path) -> bytes:
+    """An image, whole and upright, no larger than needed, as a PNG file."""
+    with path.open("rb") as file:
+        sides = read_header(file).size
+    scale = min(THUMBNAIL / max(sides), 1)
+    height, width = (max(round(scale * side), 1) for side in sides)
+    pixels = read_image(path, size=(height, width), fit="stretch")
+    small = io.BytesIO()
+    Image.fromarray(pixels).save(small, "PNG")
+    return small.getvalue()

@@ -108,24 +108,22 @@ class Store:
             if version == 0:
                 if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     raise ValueError(f"{self.path} is a database of another program")
-                if len(classes) < 2:
-                    raise ValueError("at least two classes are needed: --classes cat,dog")
-                if len(set(classes)) < len(classes) or not all(c.strip() for c in classes):
-                    raise ValueError(f"classes have different names, got {', '.join(classes)}")
                 for statement in _SCHEMA.split(";"):
                     database.execute(statement)
-                rows = list(enumerate(classes))
-                database.executemany("INSERT INTO class VALUES (?, ?)", rows)
+                _name_classes(database, classes)
                 database.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
                 raise ValueError(f"{self.path} is of version {version}, this Palto's is {VERSION}")
             else:
                 have = [n for (n,) in database.execute("SELECT name FROM class ORDER BY id")]
-                if classes and list(classes) != have:
+                if not classes or list(classes) == have:
+                    return
+                if database.execute("SELECT count(*) FROM image").fetchone()[0]:
                     raise ValueError(
                         f"{self.path} has the classes {','.join(have)}, got {','.join(classes)}; "
                         "leave --classes out, or choose another file with --database"
                     )
+                _name_classes(database, classes)  # it has been made, but nothing has come of it
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -315,6 +313,15 @@ class Store:
             (session,),
         )
         return {(a, b) for a, b in rows}
+
+
+def _name_classes(database: sqlite3.Connection, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise ValueError("at least two classes are needed: --classes cat,dog")
+    if len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
+        raise ValueError(f"classes have different names, got {', '.join(classes)}")
+    database.execute("DELETE FROM class")
+    database.executemany("INSERT INTO class VALUES (?, ?)", enumerate(classes))
 
 
 def _hash(path: Path) -> str:

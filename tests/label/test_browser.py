@@ -33,9 +33,9 @@ def browser():
 
 @pytest.fixture
 def photos(tmp_path):
-    """24 red and blue images, 4 of each known."""
+    """18 red and blue images, 4 of each known."""
     rng = np.random.default_rng(0)
-    for k in range(24):
+    for k in range(18):
         name = list(COLOURS)[k % 2]
         folder = tmp_path / "photos" / (name if k < 8 else ".")
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def test_labelling_by_keyboard_survives_a_kill(browser, photos):
         assert (column[: len(kept)] == kept).all()
     from palto.label import dawid_skene
 
-    labels = dawid_skene(after, 24, 2, known=known).labels
+    labels = dawid_skene(after, 18, 2, known=known).labels
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
     truth = {name: int(name.rsplit("/")[-1][:2]) % 2 for name in names}
     from palto.label.store import DATABASE, Store

@@ -1,10 +1,12 @@
 """The app over HTTP, as somebody who means no good would use it."""
 
 import http.client
+import io
 import json
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra `web` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
@@ -127,6 +129,13 @@ def test_only_images_by_id_and_the_page_are_served(visitor, path):
 def test_images_are_small_pngs(visitor, files):
     answer, content = visitor.ask(f"/image/{next(iter(files))}", raw=True)
     assert answer.headers["content-type"] == "image/png" and content[:4] == b"\x89PNG"
+
+
+def test_a_large_image_is_shown_small_and_whole(visitor, files):
+    number, path = next(iter(files.items()))
+    Image.new("RGB", (1600, 400), "red").save(path)
+    _, content = visitor.ask(f"/image/{number}", raw=True)
+    assert Image.open(io.BytesIO(content)).size == (320, 80)
 
 
 def test_an_image_that_breaks_later_is_left_out(visitor, files):

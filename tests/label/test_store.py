@@ -169,7 +169,14 @@ def test_an_answer_is_taken_once_from_whom_was_asked_about_what_was_shown(
         store.take("a", late.ticket, honest(late, truth))
 
 
-def test_other_databases_and_classes_are_refused(store, photos, tmp_path):
+def test_classes_may_be_corrected_before_there_are_images(tmp_path):
+    Store(tmp_path / "new", ("cat", "dgo")).close()
+    again = Store(tmp_path / "new", ("cat", "dog"))
+    assert again.classes == ("cat", "dog")
+    again.close()
+
+
+def test_other_databases_and_classes_are_refused(store, files, photos, tmp_path):
     with pytest.raises(ValueError, match="has the classes red,green,blue, got red"):
         Store(photos / DATABASE, ("red", "blue"))
     (tmp_path / "text").write_text("not a database, but long enough to look like a damaged one")
