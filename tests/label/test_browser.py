@@ -153,7 +153,7 @@ def test_labelling_by_keyboard_survives_a_kill(browser, photos):
 
 
 def test_a_phone_in_russian_and_two_tabs(browser, photos):
-    with Program(photos, "--names", "красное,синее") as program:
+    with Program(photos, "--token", "--names", "красное,синее") as program:
         phone = browser.new_context(
             viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True, locale="ru-RU"
         )
@@ -164,6 +164,8 @@ def test_a_phone_in_russian_and_two_tabs(browser, photos):
         assert page.get_attribute("html", "lang") == "ru"
         assert "Выберите все изображения" in page.inner_text("#question")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        labels = page.locator(".tile").evaluate_all("e => e.map(x => x.ariaLabel)")
+        assert labels == [f"Изображение {k}" for k in range(1, 10)]
         box = page.locator(".tile").first.bounding_box()
         assert box["width"] >= 90 and box["height"] >= 90  # room for a finger
         for tab in (second, page):  # the later tab first: neither disturbs the other
@@ -175,12 +177,11 @@ def test_a_phone_in_russian_and_two_tabs(browser, photos):
             tab.locator("#send").tap()
             wait(tab)
             assert tab.inner_text("#message") == "Спасибо."
-        labels = page.locator(".tile").evaluate_all("e => e.map(x => x.ariaLabel)")
-        assert labels == [f"Изображение {k}" for k in range(1, 10)]
         page.get_by_role("link", name="English").tap()
         wait(page)
         assert page.get_attribute("html", "lang") == "en"
         page.goto(program.address)
+        wait(page)
         assert page.get_attribute("html", "lang") == "en"  # it is remembered
         phone.close()
     assert len(answers_in(photos)[0].image) == 18
