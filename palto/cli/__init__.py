@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from palto.cli.compare import Compare
+from palto.cli.label import Label
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.cli.serve import Serve
@@ -29,6 +30,7 @@ _COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "summary": Summary,
     "data": Data,
+    "label": Label,
 }
 
 #: Errors whose message says all: where in Palto they were noticed helps nobody here.

@@ -26,6 +26,7 @@ from palto.data.sources.pictures import (
     decode,
     read_header,
 )
+from palto.data.sources.soft_labels import has_soft_labels, read_soft_labels
 from palto.data.sources.stores import Name, Store, is_image, open_store
 from palto.tensor.dtypes import Array
 
@@ -59,13 +60,15 @@ class Skipped(NamedTuple):
 class ImageFiles(BytesOrFloats):
     """Image files with a label each, decoded when they are asked for.
 
-    Examples are images, float32 (H, W, C) from 0 to 1 (`as_bytes` gives bytes), and labels, int64.
-    Decoding lets threads run
-    side by side: give a DataLoader ``num_workers``.
+    Examples are images, float32 (H, W, C) from 0 to 1 (`as_bytes` gives bytes), and labels, int64,
+    or where they are not sure a probability for each class, float32 (classes,). Decoding lets
+    threads run side by side: give a DataLoader ``num_workers``.
 
     Attributes:
         paths: the files, in the order of the examples; in an archive, as if it were a folder.
         labels: all labels, shape (N,).
+        soft_labels: the probability of each class, float32 (N, classes), or None where labels are
+            sure; `labels` are the most probable ones then.
         size: (height, width) of every image.
         channels: 3 for colour, 1 for grey.
         fit: how images of another shape are brought to `size`.
@@ -87,6 +90,7 @@ class ImageFiles(BytesOrFloats):
     ) -> None:
         self._pictures, self._rows = pictures, rows
         self.labels = labels
+        self.soft_labels: Array | None = None
         self.size, self.channels, self.fit = pictures.size, pictures.channels, pictures.fit
         self.classes, self.licence, self.name = tuple(classes), licence, name
         self.skipped, self.notes = tuple(skipped), tuple(notes)
@@ -106,20 +110,27 @@ class ImageFiles(BytesOrFloats):
     def __getitems__(self, indices: Indices) -> tuple[Array, ...]:
         """Images (n, H, W, C) as float32 from 0 to 1, or as bytes, and labels (n,) as int64.
 
+        Labels that are not sure are float32 (n, classes).
+
         Raises:
             ValueError: an image is damaged; the message names the file and the reason.
         """
         places = _whole_numbers(indices)
-        return self._given(self._pictures.gather(self._rows[places])), self.labels[places]
+        labels = self.labels if self.soft_labels is None else self.soft_labels
+        return self._given(self._pictures.gather(self._rows[places])), labels[places]
 
     def select(self, indices: Indices) -> ImageFiles:
         """Some of the examples, in this order; what has been decoded is shared."""
         selected = copy.copy(self)
         selected._rows, selected.labels = self._rows[indices], self.labels[indices]
+        if self.soft_labels is not None:
+            selected.soft_labels = self.soft_labels[indices]
         return selected
 
     def split(self, held_out: float, seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
         """The examples divided at random, a share of each class in the second part.
+
+        The second part is to measure on: it has the most probable labels, where they are not sure.
 
         Raises:
             ValueError: a part would be empty.
@@ -128,6 +139,7 @@ class ImageFiles(BytesOrFloats):
         if not all(map(len, parts)):
             raise too_few(self.name, len(self), held_out)
         first, second = (self.select(np.sort(part.indices)) for part in parts)
+        second.soft_labels = None
         return first, second
 
 
@@ -234,6 +246,10 @@ def image_folder(
             cat/  1.jpg ...          train/  cat/ ...  dog/ ...
             dog/  2.png ...          valid/  cat/ ...  dog/ ...     (or val, validation)
                                      test/   cat/ ...  dog/ ...
+
+    Or a table ``labels.csv`` stands beside the images, with labels that are not sure: its first
+    line is ``file,cat,dog``, the others are as ``images/1.jpg,0.9,0.1``. `palto label` writes such
+    a folder.
 
     Images are PNG, JPEG, WebP, BMP, GIF (the first frame), TIFF or PPM files, at any depth below
     their class. They are turned upright as their EXIF data says; 16-bit grey is divided by 257,
@@ -362,9 +378,31 @@ class Labelled(NamedTuple):
 def _open(path: Path, options: Options) -> tuple[ImageFiles, ImageFiles | None]:
     options.check()
     store = open_store(path)
+    if has_soft_labels(store):
+        return _open_soft(store, options)
     parts, notes = _parts(store, options.held_out)
     datasets = build(store, parts, options, name=path.name, notes=notes)
     return datasets[0], datasets[1] if len(datasets) > 1 else None
+
+
+def _open_soft(store: Store, options: Options) -> tuple[ImageFiles, ImageFiles | None]:
+    """The images that a table of soft labels names.
+
+    Raises:
+        ValueError: see `image_folder` and `read_soft_labels`; options that do not go with a table.
+    """
+    names, shares, classes = read_soft_labels(store)
+    if options.held_out is not None:
+        raise ValueError(f"{store.root} has a table of labels, not a folder {options.held_out!r}")
+    if options.classes is not None and tuple(options.classes) != classes:
+        raise ValueError(f"{store.root} has the classes {', '.join(classes)}: leave classes out")
+    part = Labelled(names, [classes[k] for k in shares.argmax(1)])
+    whole_options = options._replace(classes=classes, validation=0.0)
+    (dataset,) = build(store, [part], whole_options, name=store.root.name)
+    dataset.soft_labels = shares[dataset._rows]
+    return (
+        dataset.split(options.validation, options.seed) if options.validation else (dataset, None)
+    )
 
 
 def build(
