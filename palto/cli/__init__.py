@@ -12,6 +12,7 @@ import tyro
 from palto.cli.compare import Compare
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
+from palto.cli.serve import Serve
 from palto.data import DataUnavailableError
 from palto.extras import MissingExtraError
 from palto.train.trainer import TrainingStopped
@@ -22,6 +23,7 @@ _COMMANDS: dict[str, Any] = {
     "resume": Resume,
     "evaluate": Evaluate,
     "predict": Predict,
+    "serve": Serve,
     "report": Report,
     "profile": Profile,
     "compare": Compare,

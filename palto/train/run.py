@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from palto import __version__
-from palto.compiler import Explanation, compile
-from palto.data import DataLoader, Dataset, augment, open_source, read_image
+from palto.compiler import Explanation
+from palto.data import DataLoader, Dataset, augment, open_source
 from palto.data.sources.pictures import SUFFIXES
 from palto.nn import functional, models
 from palto.nn.convolution import Conv2d
@@ -26,7 +26,7 @@ from palto.nn.module import Module
 from palto.optim import SGD, Adam, AdamW, Optimizer, schedules
 from palto.tensor import Tensor, random
 from palto.tensor import functions as F
-from palto.tensor.graph import no_grad
+from palto.train.inference import PictureClassifier
 from palto.train.metrics import Classification, Evaluation, Regression
 from palto.train.report import Mistake, Report
 from palto.train.trainer import Trainer
@@ -425,28 +425,28 @@ class Run:
                 trained yet.
             ValueError: the run is not about the classes of pictures.
         """
+        paths = list(_pictures(files))
+        classify = self.classifier()
+        for path in paths:
+            try:
+                picture = classify.read(path)
+            except (OSError, ValueError) as error:
+                complain(str(error))
+                yield path, None
+            else:
+                yield path, classify(picture[None])[0]
+
+    def classifier(self) -> PictureClassifier:
+        """What tells pictures apart by the best weights.
+
+        Raises:
+            FileNotFoundError: nothing has been trained yet.
+            ValueError: the run is not about the classes of pictures.
+        """
         if not self.is_classification or len(self.shape) != 3:
             raise ValueError(f"{self.folder} was not trained to tell pictures apart")
-        paths = list(_pictures(files))
         self.load_best()
-        height, width, depth = self.shape
-        channels: Literal[1, 3] = 1 if depth == 1 else 3
-        model = self.model
-
-        @compile
-        def probabilities(image: Tensor) -> Tensor:
-            return functional.softmax(model(image), axis=-1)
-
-        with no_grad():
-            for path in paths:
-                try:
-                    pixels = read_image(path, size=(height, width), channels=channels)
-                except (OSError, ValueError) as error:
-                    complain(str(error))
-                    yield path, None
-                else:
-                    image = np.multiply(pixels[None], np.float32(1 / 255), dtype=np.float32)
-                    yield path, probabilities(image).numpy()[0]
+        return PictureClassifier(self.model, self.shape)
 
     def write_report(self, trainer: Trainer, examples: Examples) -> Path:
         """Write the run's page: curves, confusions, filters, worst mistakes, how it was made."""

@@ -13,7 +13,7 @@ def test_a_function_and_its_network(tmp_path, dimension):
     path = tmp_path / "a.svg"
     draw.approximation(lambda x: x.sum(1), network, 0.25, path, dimension=dimension)
     text = path.read_text()
-    assert "<!-- network" in text and ("<!-- within 0.25 -->" in text) == (dimension == 1)
+    assert ">network" in text and (">within 0.25<" in text) == (dimension == 1)
 
 
 def test_other_dimensions(tmp_path):
