@@ -705,7 +705,7 @@ def test_open_source(tmp_path, photos):
         (
             "nowhere/photos",
             {},
-            "Palto knows fashion-mnist, elpv, penguins; and opens a folder of images",
+            "Palto knows fashion-mnist, elpv, penguins; and opens a folder",
         ),
         ("Fashion_MNIST", {"size": 8}, "size is for image files, which Fashion_MNIST is not"),
         ("photos", {"target": "x"}, "target is for tables"),
