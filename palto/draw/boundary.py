@@ -78,10 +78,10 @@ def decision_boundary(
 
     figure = new_figure(6.4, 4.8)
     axes = figure.add_subplot()
-    scaled = [(c.name, c.scale, c.mean) if isinstance(c, Column) else (c, 1, 0) for c in columns]
-    (_, *first), (_, *second) = scaled
-    lines = [lines[0] * first[0] + first[1], lines[1] * second[0] + second[1]]
-    places = np.stack([x[:, 0] * first[0] + first[1], x[:, 1] * second[0] + second[1]])
+    named = [column if isinstance(column, Column) else Column(column) for column in columns]
+    scale, mean = [column.scale for column in named], [column.mean for column in named]
+    lines = [line * scale[k] + mean[k] for k, line in enumerate(lines)]
+    places = x * scale + mean
     colours = np.array([_rgb(k) for k in range(count)])
     sureness = (probabilities.max(1, keepdims=True) - 1 / count) / (1 - 1 / count)
     shade = 1 - (1 - colours[probabilities.argmax(1)]) * sureness * _STRONGEST
@@ -98,10 +98,10 @@ def decision_boundary(
         if (y == k).any():
             name = classes[k] if k < len(classes) else f"class {k}"
             axes.scatter(
-                *places[:, y == k], s=22, color=colours[k], edgecolors="white", linewidths=0.6,
+                *places[y == k].T, s=22, color=colours[k], edgecolors="white", linewidths=0.6,
                 label=name,
             )  # fmt: skip
-    axes.set(xlabel=scaled[0][0], ylabel=scaled[1][0], title=title)
+    axes.set(xlabel=named[0].name, ylabel=named[1].name, title=title)
     axes.legend(framealpha=0.9)
     save(figure, path)
 

@@ -26,9 +26,20 @@ def test_measures_alone():
     assert 43 < bill.mean < 45 and 5 < bill.scale < 6  # millimetres
 
 
-def test_a_target_with_missing_cells():
-    with pytest.raises(ValueError, match="column 'body_mass_g': nothing is there"):
+def test_another_target():
+    with pytest.raises(ValueError, match=r"'body_mass_g': nothing is there .* missing=.drop. does"):
         data.penguins(target="body_mass_g")
+    train, test = data.penguins(target="body_mass_g", features=["species"], missing="drop")
+    assert train.classes == () and len(train) + len(test) == 342
+    _, mass = train.__getitems__(range(len(train)))
+    assert mass.dtype == np.float32 and np.isfinite(mass).all()
+    assert 4000 < train.encoder.mean < 4400  # grams
+    train, test = data.penguins(target="sex", missing="drop")
+    assert train.classes == ("female", "male") and len(train) + len(test) == 333
+    train, _ = data.open_source("penguins", target="island", validation=0.1)
+    assert train.classes == ("Biscoe", "Dream", "Torgersen")
+    with pytest.raises(ValueError, match="target is for tables, which fashion-mnist is not"):
+        data.open_source("fashion-mnist", target="island")
 
 
 def test_by_name_and_on_the_command_line(tmp_path, capsys):

@@ -666,9 +666,10 @@ def nothing_here(tmp_path, monkeypatch):
 
 def test_what_is_available(nothing_here, monkeypatch):
     rows = {row.name: row for row in data.available()}
-    assert set(rows) == {"fashion-mnist", "elpv"}
+    assert set(rows) == {"fashion-mnist", "elpv", "penguins"}
     for row in rows.values():
         assert all((row.what, row.size, row.licence, row.origin))
+    assert rows["penguins"].here  # it comes with Palto
     elpv = rows["elpv"]
     assert not elpv.here
     folder = nothing_here / "elpv"
@@ -701,7 +702,11 @@ def test_open_source(tmp_path, photos):
     ("spec", "option", "message"),
     [
         ("fashion-mnits", {}, "no data set of this name (is 'fashion-mnist' meant?)"),
-        ("nowhere/photos", {}, "Palto knows fashion-mnist, elpv; and opens a folder of images"),
+        (
+            "nowhere/photos",
+            {},
+            "Palto knows fashion-mnist, elpv, penguins; and opens a folder",
+        ),
         ("Fashion_MNIST", {"size": 8}, "size is for image files, which Fashion_MNIST is not"),
         ("photos", {"target": "x"}, "target is for tables"),
         ("t.csv", {"channels": 3}, "channels is for image files"),

@@ -245,6 +245,9 @@ def test_rows_with_missing_cells_may_be_dropped(write):
     np.testing.assert_allclose(x[:, 0] * 2.4944382 + 13 / 3, [1, 5, 7], rtol=1e-6)
     assert y.tolist() == [1, 1, 0]
     assert len(data.csv_table(write(table), target="c", features=["a"], missing="drop")[0]) == 4
+    years = "a,year\n1,2007\n2,\n" + "3,2008\n4,2007\n" * 3
+    train, _ = data.csv_table(write(years), target="year", missing="drop")
+    assert train.classes == ("2007", "2008") and len(train) == 7
     with pytest.raises(ValueError, match="a cell is missing in every row"):
         data.csv_table(write("a,b,c\n,1,x\n2,,y\n"), target="c", missing="drop")
 

@@ -43,8 +43,10 @@ class Source:
         licence: under which terms it may be used.
         origin: who has published it, and where.
         files: its files, and where they can be had; None where they come with Palto.
-        open: gives its examples, those to learn from and the others.
+        open: gives its examples, those to learn from and the others; of a table, the column to be
+            predicted is the second argument.
         resizes: whether its images can be had in any size, in colour or grey.
+        is_table: whether it has columns, one of which is predicted.
     """
 
     name: str
@@ -53,8 +55,9 @@ class Source:
     licence: str
     origin: str
     files: Files | None
-    open: Callable[[Options], Pair]
+    open: Callable[[Options, str | None], Pair]
     resizes: bool = False
+    is_table: bool = False
 
     @property
     def here(self) -> bool:
@@ -72,7 +75,7 @@ SOURCES = {
             licence="MIT",
             origin="Zalando Research; Debian's package dataset-fashion-mnist",
             files=FASHION_MNIST,
-            open=lambda _: fashion_mnist(),
+            open=lambda *_: fashion_mnist(),
         ),
         Source(
             name="elpv",
@@ -81,7 +84,7 @@ SOURCES = {
             licence="CC-BY-NC-SA-4.0",
             origin="ZAE Bayern; the Python package elpv-dataset",
             files=ELPV,
-            open=lambda options: elpv(size=options.size, channels=options.channels),
+            open=lambda options, _: elpv(size=options.size, channels=options.channels),
             resizes=True,
         ),
         Source(
@@ -91,7 +94,10 @@ SOURCES = {
             licence="CC0-1.0",
             origin="Palmer Station LTER; the Python package palmerpenguins",
             files=None,
-            open=lambda options: penguins(validation=options.validation, seed=options.seed),
+            open=lambda options, target: penguins(
+                target=target or "species", validation=options.validation, seed=options.seed
+            ),
+            is_table=True,
         ),
     )
 }
@@ -152,7 +158,7 @@ def open_source(
             + (f" (is {near[0]!r} meant?)" if near else "")
             + f". Palto knows {', '.join(SOURCES)}; and opens {KINDS}"
         )
-    is_table = source is None and not has_files and kind.endswith(TABLES)
+    is_table = not has_files and kind.endswith(TABLES) if source is None else source.is_table
     for option, value, fits, wanted in (
         ("size", size, has_files, "image files"),
         ("channels", channels, has_files, "image files"),
@@ -161,7 +167,7 @@ def open_source(
         if value is not None and not fits:
             raise ValueError(f"{option} is for {wanted}, which {text} is not: leave it out")
     if source is not None:
-        return source.open(images)
+        return source.open(images, target)
     if path.is_dir():
         return image_folder(path, **images._asdict())
     if kind.endswith(ARCHIVES):

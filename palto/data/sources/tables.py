@@ -175,8 +175,8 @@ def csv_table(
         features: the columns to predict it from; by default all others.
         categorical: columns of categories, although they may look like numbers (such as codes).
         task: "classify" or "regress"; by default as the target looks.
-        missing: what is done about missing cells of features: "mean", as above; "drop" leaves out
-            the rows that have some; or "raise".
+        missing: what is done about missing cells: "mean", as above; "drop" leaves out the rows
+            that have some, also those without a target; or "raise".
         delimiter: what separates cells; by default the one of comma, semicolon, tab and | that fits
             the first lines.
         decimal: how fractions are written, "." or ",".
@@ -230,13 +230,16 @@ def csv_table(
             column.refuse_missing(
                 'missing="mean" puts the mean there, missing="drop" leaves the row out'
             )
-    if wanted is not None:
-        wanted.refuse_missing("a row without a target teaches nothing: remove it")
+    if wanted is not None and missing != "drop":
+        wanted.refuse_missing(
+            'a row without a target teaches nothing: remove it; missing="drop" does'
+        )
 
     notes: list[str] = []
     rows = np.arange(count)
     if missing == "drop":
-        rows = rows[np.all([column.is_filled for column in cells.values()], axis=0)]
+        needed = [*cells.values(), *([wanted] if wanted is not None else [])]
+        rows = rows[np.all([column.is_filled for column in needed], axis=0)]
         if not len(rows):
             raise ValueError(f'{where}: a cell is missing in every row; missing="mean" keeps them')
         if len(rows) < count:
@@ -468,6 +471,7 @@ def _classes(cells: _Cells, task: Task | None, notes: list[str]) -> tuple[str, .
     numeric = cells.is_number
     if task == "regress" or (numeric and task is None):
         values = cells.values('; task="classify" takes all cells as names of classes')
+        values = values[~np.isnan(values)]
         different = len(np.unique(values))
         few = different <= FEW and 2 * different <= len(values)
         if task == "regress" or not few or (values != np.floor(values)).any():
