@@ -11,7 +11,7 @@ registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from palto.compiler import index as ix
 from palto.compiler import nests, views
@@ -58,6 +58,11 @@ class Fuser:
         early: other tensors that must be there before the first cell is written.
         late: the outputs that may be written straight into cells.
         updates: results of `dynamic_update_slice` that are written into what they update.
+        kept: the operations, by sequence number, whose nests come first and are skipped by calls
+            that know their results.
+
+    Attributes:
+        kept: how many nests these are.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Fuser:
         early: Sequence[Tensor],
         late: set[int],
         updates: Sequence[Tensor] = (),
+        kept: Set[int] = frozenset(),
     ) -> None:
         self.graph = graph
         self.nests: list[Nest] = []
@@ -86,16 +92,21 @@ class Fuser:
         self._choose_roots()
         #: What waits for somebody who reads it, to be computed there, by identity.
         self._waiting: dict[int, Tensor] = {}
-        closure = self._closure([*early, *(check.tensor for check in checks)])
+        self.kept = 0
         for operation in graph.operations:
-            if operation.sequence in closure:
+            if operation.sequence in kept:
+                self._place(operation, early=True)
+        self.kept = len(self.nests)
+        early_ones = self._closure([*early, *(check.tensor for check in checks)]) - kept
+        for operation in graph.operations:
+            if operation.sequence in early_ones:
                 self._place(operation, early=True)
         for check in checks:
             self._settle([check.tensor], early=True)
             self._append(check, early=True)
             self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
         for operation in graph.operations:
-            if operation.sequence not in closure:
+            if operation.sequence not in early_ones | kept:
                 self._place(operation, early=False)
 
     def is_stored(self, tensor: Tensor) -> bool:
@@ -488,7 +499,7 @@ class Fuser:
                     last = max(last, home.position)
         is_late = any(id(tensor) in self._late for tensor, *_ in items)
         _, source, *_ = items[-1]
-        for nest in self.nests[max(last, 0) :]:
+        for nest in self.nests[max(last, self.kept) :]:
             if not isinstance(nest, Group) or source.size == 0 or (is_late and nest.early):
                 continue
             if self._try_all(nest, items):
