@@ -114,7 +114,8 @@ def tables(runs: Runs, workloads: Iterable[Workload]) -> list[str]:
         begin = [workload.title if first else "", threads]
         steps.append([
             *begin, duration(ours),
-            f"{workload.examples / ours:,.0f}" if is_inference else f"{rate:.3g}", f"{100 * rate / run['peak']:.0f} %",
+            f"{workload.examples / ours:,.0f}" if is_inference else f"{rate:.3g}",
+            f"{100 * rate / run['peak']:.0f} %",
             *(f"{duration(sides[x]['median'])}, {times[x]:.2f}x" if x in times else "-"
               for x in peers),
             f"{times[best]:.2f}x ({best})" if best else "-",

@@ -232,8 +232,8 @@ def _cells(row: Row, total: float) -> tuple[str, ...]:
         shape + (f" of {row.summed}" if row.summed > 1 else ""), row.dtype, row.tile,
         str(row.units or "-"), str(row.threads), "yes" if row.waits else "",
         _size(row.read), _size(row.written), _count(row.flops), _time(row.seconds),
-        "kept" if row.kept else f"{row.seconds / total:.1%}", f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}",
-        f"{row.peak:.0%}",
+        "kept" if row.kept else f"{row.seconds / total:.1%}",
+        f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}", f"{row.peak:.0%}",
     )  # fmt: skip
 
 

@@ -17,8 +17,10 @@ from palto.compiler import index as ix
 from palto.compiler import nests, views
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
+from palto.compiler.llvm.contract import Machine
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Reads, Single
 from palto.compiler.prepare import read_through
+from palto.compiler.sizes import Size
 from palto.compiler.views import Read
 from palto.tensor import dtypes
 from palto.tensor.graph import Graph, Operation
@@ -270,11 +272,23 @@ class Fuser:
             either = self._step(read_a, row) == 1, self._step(read_b, column) == 1
             if either[0] and (not either[1] or indices[-1] == ix.of(row)):
                 read_a, read_b, rows, column = read_b, read_a, (column,), row
+        elif self._is_narrow(read_a, column, rows[-1]):
+            # Pixels side by side fill vectors, where a few channels do not.
+            read_a, read_b = Read(w, at_b), read_a
+            self._roots.add(id(w))
+            batches, rows, column = (*batches, *rows[:-1]), (column,), rows[-1]
         else:
             read_b = self._neighbours(w, at_b, column)
         self.products[id(result)] = Product(
             operation, result, batches, rows, column, sums, read_a, read_b, indices
         )
+
+    def _is_narrow(self, image: Read, channel: Variable, pixel: Variable) -> bool:
+        """Whether a convolution has fewer channels than a vector, and its pixels are neighbours."""
+        lanes = Machine.host().vector_bytes // image.tensor.dtype.itemsize
+        if isinstance(channel.length, Size) or isinstance(pixel.length, Size):
+            return False
+        return channel.length < lanes <= pixel.length and self._step(image, pixel) == 1
 
     def _winograd(self, operation: Operation) -> Product:
         """A Winograd convolution, of what a tile reads for its first result."""

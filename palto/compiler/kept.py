@@ -1,9 +1,9 @@
 """Kept: what a program computes of its cells alone, and computes again only after a change.
 
-Transformed kernels, the scale and shift of batch normalisation in inference, a weight turned around:
-steps that no argument has a part in come first in a program, and what they compute stays in memory
-of its own. A call skips them while none of the cells that they read has changed. Every change of
-such a cell is noted, whoever makes it (`palto.tensor.graph.note_keeping`, `note_change`).
+Transformed kernels, the scale and shift of batch normalisation in inference, a weight turned
+around: steps that no argument has a part in come first in a program, and what they compute stays in
+memory of its own. A call skips them while none of the cells that they read has changed. Such a cell
+is marked (`Cell.is_watched`), and whoever changes it notes that (`palto.tensor.graph.note_change`).
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def lasting_operations(
 def _may_be_kept(operation: Operation) -> bool:
     if operation.primitive.name not in _PRIMITIVES:
         return False
+    if int(operation.output().size) == 1:
+        return False  # sooner computed than asked for
     tensors = (*operation.inputs, *operation.outputs)
     return all(
         x.dtype in dtypes.FLOATING and not any(isinstance(n, Size) for n in x.shape)

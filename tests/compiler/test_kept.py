@@ -146,8 +146,8 @@ def by_eager_training(model):
 @pytest.mark.parametrize(
     "change",
     [
-        by_assignment, by_a_box, by_loading, by_a_file, by_initialising, by_statistics, by_resetting,
-        by_freezing, by_another_program, by_training, by_eager_training,
+        by_assignment, by_a_box, by_loading, by_a_file, by_initialising, by_statistics,
+        by_resetting, by_freezing, by_another_program, by_training, by_eager_training,
     ],
 )  # fmt: skip
 def test_every_change_is_seen(made, change, tmp_path):
@@ -223,7 +223,7 @@ def test_averaged_weights(made):
 
 
 def test_a_written_cell_that_nobody_keeps_changes_nothing(made):
-    model, function = made
+    model, _ = made
     total = palto.Cell(0.0)
 
     @palto.compile
