@@ -332,3 +332,27 @@ def test_models_in_inference(make, shape, count):
     scale = np.abs(wanted).max()
     np.testing.assert_allclose(first.numpy() / scale, wanted / scale, atol=2e-4)
     np.testing.assert_array_equal(function(x).numpy(), first.numpy())
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "size", "padding"),
+    [(6, 5, 28, 2), (1, 3, 17, 1), (4, 3, 9, 0), (7, 1, 8, 0), (3, 3, 4, 1)],
+)
+def test_few_channels_of_one(channels, kernel, size, padding):
+    rng = np.random.default_rng(0)
+    conv = nn.Conv2d(1, channels, kernel, padding=padding)
+    x = rng.normal(size=(3, size, size, 1)).astype(np.float32)
+    agree(palto.compile(lambda x: palto.tanh(conv(x)))(x), palto.tanh(conv(x)))
+
+
+def test_one_image_and_rows_of_any_length():
+    """A matrix times a vector, also where a batch or the number of rows varies."""
+    linear = nn.Linear(131, 37)
+    rng = np.random.default_rng(0)
+    rows = palto.Dim("rows", max=50)
+    scores = palto.compile(lambda k, q: k @ q, dynamic_shapes={"k": {0: rows}})
+    for count in (1, 2, 33):
+        x = rng.normal(size=(count, 131)).astype(np.float32)
+        agree(palto.compile(linear)(x), linear(x))
+        vector = rng.normal(size=131).astype(np.float32)
+        agree(scores(x, vector), palto.asarray(x) @ vector)
