@@ -9,10 +9,10 @@ extras-bench := [bench]
 extras-docs := [docs,plot]
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-loading docs setup-run setup-test setup-bench setup-docs clean
+.PHONY: help run test lint bench bench-inference bench-loading docs setup-run setup-test setup-bench setup-docs clean
 
 help: ## list these goals
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  ARGS="..."          options for the program that run, test or bench starts'
 	@echo '  PYTHON=python3.12   the Python that .venv is made with (make clean first)'
@@ -30,6 +30,9 @@ lint: setup-test ## ruff and mypy
 
 bench: setup-bench ## training steps beside PyTorch, JAX, TensorFlow and MLX, into docs/
 	@$(python) benchmarks/training.py $(ARGS)
+
+bench-inference: setup-bench ## forward passes beside PyTorch and ONNX Runtime, into docs/
+	@$(python) benchmarks/inference.py $(ARGS)
 
 bench-loading: setup-bench ## batches beside PyTorch's DataLoader
 	@$(python) benchmarks/loading.py $(ARGS)

@@ -44,6 +44,16 @@ def alexnet(layers: Any) -> Any:
     )  # fmt: skip
 
 
+def lenet(layers: Any) -> Any:
+    """LeNet-5, as `nn.models.lenet` is."""
+    return layers.Sequential(
+        layers.Conv2d(1, 6, 5, padding=2), layers.Tanh(), layers.AvgPool2d(2),
+        layers.Conv2d(6, 16, 5), layers.Tanh(), layers.AvgPool2d(2), layers.Flatten(),
+        layers.Linear(16 * 5 * 5, 120), layers.Tanh(), layers.Linear(120, 84), layers.Tanh(),
+        layers.Linear(84, 10),
+    )  # fmt: skip
+
+
 def tabular(layers: Any) -> Any:
     """32 features, three hidden layers of 256 with batch norm, 8 classes."""
     found, width = [], 32
@@ -173,6 +183,67 @@ def torch_gru(features: int, hidden: int, classes: int) -> Any:
             return self.classes(state[0])
 
     return Classifier()
+
+
+# --- ResNet --------------------------------------------------------------------------------------
+
+
+def torch_resnet(
+    channels: int, widths: tuple[int, ...], counts: tuple[int, ...], classes: int
+) -> Any:
+    """What `nn.models.resnet` is, in PyTorch: four stages are the network for large images."""
+    import torch
+
+    functional, layers, is_large = torch.nn.functional, torch.nn, len(widths) == 4
+
+    class Block(layers.Module):
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.conv1 = layers.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+            self.norm1 = layers.BatchNorm2d(width)
+            self.conv2 = layers.Conv2d(width, width, 3, padding=1, bias=False)
+            self.norm2 = layers.BatchNorm2d(width)
+            self.stride, self.new_channels = stride, width - before
+            self.shortcut = None
+            if is_large and (stride != 1 or before != width):
+                self.shortcut = layers.Sequential(
+                    layers.Conv2d(before, width, 1, stride=stride, bias=False),
+                    layers.BatchNorm2d(width),
+                )
+
+        def forward(self, x: Any) -> Any:
+            residual = functional.relu(self.norm1(self.conv1(x)))
+            residual = self.norm2(self.conv2(residual))
+            if self.shortcut is not None:
+                x = self.shortcut(x)
+            elif self.stride != 1 or self.new_channels:
+                x = x[:, :, :: self.stride, :: self.stride]
+                x = functional.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+            return functional.relu(residual + x)
+
+    class ResNet(layers.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width = widths[0]
+            kernel = {"kernel_size": 7, "stride": 2, "padding": 3} if is_large else {
+                "kernel_size": 3, "padding": 1}  # fmt: skip
+            self.conv = layers.Conv2d(channels, width, **kernel, bias=False)
+            self.norm = layers.BatchNorm2d(width)
+            self.pool = layers.MaxPool2d(3, stride=2, padding=1) if is_large else None
+            blocks, before = [], width
+            for stage, (width, count) in enumerate(zip(widths, counts, strict=True)):
+                for place in range(count):
+                    blocks.append(Block(before, width, 2 if stage and place == 0 else 1))
+                    before = width
+            self.blocks = layers.Sequential(*blocks)
+            self.fc = layers.Linear(before, classes)
+
+        def forward(self, x: Any) -> Any:
+            x = functional.relu(self.norm(self.conv(x)))
+            x = x if self.pool is None else self.pool(x)
+            return self.fc(self.blocks(x).mean((2, 3)))
+
+    return ResNet()
 
 
 # --- GPT -----------------------------------------------------------------------------------------

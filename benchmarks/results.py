@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workloads import MAIN, MORE, PEERS, Workload
+from workloads import INFERENCE, INFERENCE_PEERS, MAIN, MORE, PEERS, Workload
 
 RAW, PAGE, PICTURE = "benchmark.json", "performance.md", "pictures/benchmark.svg"
 #: The marked places of the page, and the workloads of each.
-SECTIONS = {"main": MAIN, "more": MORE}
+SECTIONS = {"main": MAIN, "more": MORE, "inference": INFERENCE}
+#: The frameworks in the order of their columns.
+COLUMNS = tuple(dict.fromkeys((*PEERS, *INFERENCE_PEERS)))
 
 #: Where in the file the loaders' run is, and in the page their tables.
 LOADING = "loading"
@@ -110,8 +112,10 @@ def rows_of(runs: Runs, workloads: Iterable[Workload]) -> list[tuple[Workload, s
 def tables(runs: Runs, workloads: Iterable[Workload]) -> list[str]:
     """In Markdown: how long steps take, what it costs to start, and where and when that was."""
     rows = rows_of(runs, workloads)
-    peers = [name for name in PEERS if any(name in run["sides"] for _, _, run in rows)]
-    steps = [["workload", "threads", "Palto", "GFLOP/s", "of the peak", *peers, "fastest peer"]]
+    peers = [name for name in COLUMNS if any(name in run["sides"] for _, _, run in rows)]
+    is_inference = all(not workload.trains for workload, *_ in rows)
+    rates = ["images/s" if is_inference else "GFLOP/s", "of the peak"]
+    steps = [["workload", "threads", "Palto", *rates, *peers, "fastest peer"]]
     starts = [["workload", "threads", "Palto", *peers]]
     for workload, threads, run in rows:
         sides = run["sides"]
@@ -122,7 +126,9 @@ def tables(runs: Runs, workloads: Iterable[Workload]) -> list[str]:
         first = threads == min(runs[workload.name], key=int)
         begin = [workload.title if first else "", threads]
         steps.append([
-            *begin, duration(ours), f"{rate:.3g}", f"{100 * rate / run['peak']:.0f} %",
+            *begin, duration(ours),
+            f"{workload.examples / ours:,.0f}" if is_inference else f"{rate:.3g}",
+            f"{100 * rate / run['peak']:.0f} %",
             *(f"{duration(sides[x]['median'])}, {times[x]:.2f}x" if x in times else "-"
               for x in peers),
             f"{times[best]:.2f}x ({best})" if best else "-",

@@ -26,8 +26,11 @@ FEW = 3
 #: Seconds of a call that need not be made once more before it is timed.
 LONG = 1.0
 
+#: Of a forward pass, so many of the first results are compared.
+MOST_OUTPUTS = 2000
+
 #: A call of some steps, and how many they are.
-Made = tuple[Callable[[], float], int]
+Made = tuple[Any, int]
 #: Makes that, of a workload and a number of threads.
 Maker = Callable[[Any, int], Made]
 
@@ -50,6 +53,12 @@ def _torch(**way: bool) -> Maker:
         return TorchStep(workload, **way), 1
 
     return make
+
+
+def _onnx(workload: Any, threads: int) -> Made:
+    from steps import OnnxStep
+
+    return OnnxStep(workload, threads), 1
 
 
 def _jax(*, scans: bool) -> Maker:
@@ -85,7 +94,7 @@ def _mlx(*, compiled: bool) -> Maker:
 #: The module that each framework is.
 MODULES = {
     "Palto": "palto", "PyTorch": "torch", "JAX": "jax", "TensorFlow": "tensorflow",
-    "MLX": "mlx.core",
+    "MLX": "mlx.core", "ONNX Runtime": "onnxruntime",
 }  # fmt: skip
 #: The ways of each framework.
 SIDES: dict[str, dict[str, Maker]] = {
@@ -96,7 +105,13 @@ SIDES: dict[str, dict[str, Maker]] = {
         "channels_last, fused Adam": _torch(channels_last=True, fused=True),
         "compile, fused Adam": _torch(compiled=True, fused=True),
         "compile, channels_last, fused Adam": _torch(compiled=True, channels_last=True, fused=True),
+        "channels_last": _torch(channels_last=True),
+        "compile": _torch(compiled=True),
+        "compile, channels_last": _torch(compiled=True, channels_last=True),
+        "frozen TorchScript": _torch(frozen=True),
+        "frozen TorchScript, channels_last": _torch(frozen=True, channels_last=True),
     },
+    "ONNX Runtime": {"all optimisations": _onnx},
     "JAX": {"jit": _jax(scans=False), "scan": _jax(scans=True)},
     "TensorFlow": {
         "tf.function": _tensorflow(compiled=False),
@@ -135,6 +150,9 @@ def main() -> None:
         begun = time.perf_counter()
         losses.append(step())
         times.append(time.perf_counter() - begun)
+    workload = WORKLOADS[name]
+    if not workload.trains:
+        losses = [float(x) for x in step.outputs().ravel()[:MOST_OUTPUTS]]
     answer = {
         "version": module.__version__, "losses": losses, "repeats": repeats,
         "compile": max(times[0] - min(times[1:]), 0.0), "memory": peak_memory() - before,

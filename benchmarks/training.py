@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ from typing import Any
 
 import results
 from side import MODULES, SIDES
-from workloads import MAIN, PEERS, WORKLOADS, Workload
+from workloads import MAIN, MORE, PEERS, WORKLOADS, Workload
 
 #: Before each turn, for threads that still spin to fall asleep.
 PAUSE = 0.2
@@ -67,7 +68,7 @@ class Side:
         way: one of its ways.
         process: that steps.
         version: of the framework.
-        losses: of the first calls.
+        losses: of the first calls; of a forward pass what it gives.
         repeats: steps in a call.
         compile: seconds that the first call took longer than later ones.
         memory: MB at the peak, above what the process held before it made the model.
@@ -149,9 +150,21 @@ class Side:
 
 
 def compare(workload: Workload, ours: Side, other: Side) -> None:
-    """Demand the same loss from the same weights, and nearly the same after one step."""
+    """Demand the same loss from the same weights, and nearly the same after one step.
+
+    Of a forward pass, the same outputs.
+    """
     if other.repeats > 1:
         return  # it tells the last of many losses; step by step it is the same function
+    if not workload.trains:
+        largest = max(map(abs, ours.losses))
+        error = max(abs(x - y) for x, y in zip(ours.losses, other.losses, strict=True))
+        if not error <= 1e-3 * largest:
+            raise RuntimeError(
+                f"{workload.name}: an output differs by {error} from {other}'s, where the largest "
+                f"is {largest}: they do not do the same work"
+            )
+        return
     for place, tolerance in ((0, 1e-4), (1, 2e-2)):
         wanted, got = ours.losses[place], other.losses[place]
         if abs(got - wanted) > tolerance * max(abs(wanted), 0.1):
@@ -170,8 +183,10 @@ def ways_of(framework: str, workload: Workload) -> list[str]:
         compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
         if not any(shutil.which(name) for name in compilers if name):
             ways = [way for way in ways if "compile" not in way]
-        if not workload.trains:
-            ways = [way for way in ways if way == "eager" or "compile" in way]
+        if workload.trains:
+            ways = [way for way in ways if way == "eager" or "Adam" in way]
+        else:
+            ways = [way for way in ways if "Adam" not in way]
     return ways
 
 
@@ -327,15 +342,30 @@ def explain(workload: Workload, threads: int) -> None:
     print(f"\n{workload.title}; {threads} threads\n\n{PaltoStep(workload).explain()}")
 
 
-def main() -> None:
-    """Read the options and measure."""
-    parser = argparse.ArgumentParser(description="Training steps in Palto and in its peers.")
+def main(
+    description: str = "Training steps in Palto and in its peers.",
+    first: Sequence[Workload] = MAIN,
+    second: Sequence[Workload] = MORE,
+    peers: Sequence[str] = PEERS,
+) -> None:
+    """Read the options and measure.
+
+    Args:
+        description: for `--help`.
+        first: the workloads of the first table.
+        second: those of a second one, if there is one.
+        peers: the frameworks beside Palto.
+    """
+    parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
-    add("--workload", nargs="+", choices=WORKLOADS, help="instead of the four of the first table")
-    add("--more", action="store_true", help="those of the second table, too")
+    known = [workload.name for workload in (*first, *second)]
+    add("--workload", nargs="+", choices=known, help="instead of those of the first table")
+    parser.set_defaults(more=False)
+    if second:
+        add("--more", action="store_true", help="those of the second table, too")
     add("--threads", nargs="+", type=int, default=sorted({1, cores()}))
     add("--seconds", type=float, default=20.0, help="for each row's rounds")
-    add("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    add("--peers", nargs="*", choices=peers, default=list(peers))
     add("--patience", type=float, default=120.0, help="seconds for a side to start")
     add("--docs", type=Path, default=Path(__file__).parent.parent / "docs",
         help="the folder of performance.md, where results go")  # fmt: skip
@@ -346,9 +376,9 @@ def main() -> None:
     if options.redraw:
         results.redraw(options.docs)
         return
-    names = options.workload or [workload.name for workload in MAIN]
+    names = options.workload or [workload.name for workload in first]
     if options.more:
-        names = list(dict.fromkeys([*names, *WORKLOADS]))
+        names = known
     chosen = [workload for name, workload in WORKLOADS.items() if name in names]
     if options.explain:
         for workload in chosen:

@@ -17,8 +17,9 @@ import numpy as np
 
 from palto import nn
 
-#: The frameworks that Palto stands beside.
+#: The frameworks that Palto stands beside where it trains, and where it does not.
 PEERS = ("PyTorch", "JAX", "TensorFlow", "MLX")
+INFERENCE_PEERS = ("PyTorch", "ONNX Runtime")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Workload:
     images: bool = False
     trains: bool = True
     peers: tuple[str, ...] = PEERS
+
+    @property
+    def examples(self) -> int:
+        """How many a batch has."""
+        return len(self.batch()[0])
 
     @property
     def flops(self) -> int:
@@ -196,4 +202,38 @@ MORE = (
     ),
 )
 
-WORKLOADS = {workload.name: workload for workload in (*MAIN, *MORE)}
+# --- Inference: one image, for its latency, and 64 -----------------------------------------------
+
+
+def _inference(count: int) -> tuple[Workload, ...]:
+    shared: dict[str, Any] = {"images": True, "trains": False, "peers": INFERENCE_PEERS}
+    batch = f"batch {count}"
+    return (
+        Workload(
+            f"lenet_{count}", f"LeNet 28x28, {batch}",
+            partial(_examples, (count, 28, 28, 1), 10), models.lenet,
+            flattened=(5, 5, 16), **shared,
+        ),
+        Workload(
+            f"resnet20_{count}", f"ResNet-20 32x32, {batch}",
+            partial(_examples, (count, 32, 32, 3), 10), lambda layers: layers.models.resnet(20),
+            torch_model=partial(models.torch_resnet, 3, (16, 32, 64), (3, 3, 3), 10), **shared,
+        ),
+        Workload(
+            f"alexnet_{count}", f"AlexNet 224, 1000 classes, {batch}",
+            partial(_examples, (count, 224, 224, 3), 1000), models.alexnet,
+            flattened=(6, 6, 256), **shared,
+        ),
+        Workload(
+            f"resnet18_{count}", f"ResNet-18 224, 1000 classes, {batch}",
+            partial(_examples, (count, 224, 224, 3), 1000),
+            lambda layers: layers.models.resnet(18, 1000, (224, 224, 3)),
+            torch_model=partial(models.torch_resnet, 3, (64, 128, 256, 512), (2,) * 4, 1000),
+            **shared,
+        ),
+    )  # fmt: skip
+
+
+INFERENCE = (*_inference(1), *_inference(64))
+
+WORKLOADS = {workload.name: workload for workload in (*MAIN, *MORE, *INFERENCE)}

@@ -58,8 +58,9 @@ class Assembly:
         declarations = sorted(d for d in self._declarations if d not in support)
         return "\n".join([support, *declarations, *self._bodies, *self._programs, ""])
 
-    def program(self, name: str, steps: Sequence[Step]) -> None:
-        """Write the function of some steps, after which one is run from Python."""
+    def program(self, name: str, steps: Sequence[Step], *, after: bool = False) -> None:
+        """Write the function of some steps, perhaps `after` one that is run from Python."""
+        self._noted += after
         self._lines = [f"define void @{name}(ptr %table, ptr %sync, i64 %thread, i64 %threads) {{"]
         self._lines += ["entry:", "  %arena = load ptr, ptr %table"]
         self._load("profile", "ptr", PROFILE)
@@ -76,7 +77,6 @@ class Assembly:
             self._step(step)
             self._noted += 1
         self._line(f"call void @palto_note(ptr %profile, i64 {self._noted}, i64 %thread)")
-        self._noted += 1  # of the step between these and the next
         self._lines += ["  br label %end", "end:", "  ret void", "}"]
         self._programs += self._lines
 

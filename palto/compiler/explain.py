@@ -59,6 +59,7 @@ class Row:
         units: independent pieces of work.
         threads: how many take part.
         waits: whether all threads meet before it.
+        kept: whether a call skips it, because no parameter has changed since an earlier one.
         read: bytes of memory read, each once.
         written: bytes of memory written.
         flops: floating-point operations; a multiply-add counts as two.
@@ -78,6 +79,7 @@ class Row:
     units: int
     threads: int
     waits: bool
+    kept: bool
     read: int
     written: int
     flops: int
@@ -129,22 +131,27 @@ class Explanation:
         """The part of the steps' time that each kind takes, largest first."""
         total = self._total or 1.0
         found: dict[str, float] = {}
-        for row in self.rows:
+        for row in self._each_call:
             found[row.kind] = found.get(row.kind, 0.0) + row.seconds / total
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @property
     def _total(self) -> float:
-        return sum(row.seconds for row in self.rows)
+        return sum(row.seconds for row in self._each_call)
+
+    @property
+    def _each_call(self) -> list[Row]:
+        return [row for row in self.rows if not row.kept]
 
     def slowest(self, count: int = 10) -> list[Row]:
-        """The steps that take the most time, the slowest first."""
-        return sorted(self.rows, key=lambda row: -row.seconds)[:count]
+        """The steps of every call that take the most time, the slowest first."""
+        return sorted(self._each_call, key=lambda row: -row.seconds)[:count]
 
     def summary(self) -> str:
         """The totals."""
-        flops = sum(row.flops for row in self.rows)
-        moved = sum(row.read + row.written for row in self.rows)
+        rows = self._each_call
+        flops = sum(row.flops for row in rows)
+        moved = sum(row.read + row.written for row in rows)
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in self.shares.items())
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         lines = [
@@ -156,7 +163,7 @@ class Explanation:
             f"{_rate(moved, self.seconds):,.1f} GB/s",
             f"machine   {self.flops_peak:,.1f} GFLOP/s in float32 and {self.copy_peak:,.1f} GB/s "
             "copied, measured on these threads",
-            f"memory    {_size(self.arena_bytes)} for what lives inside a call",
+            f"memory    {_size(self.arena_bytes)} for what lives inside a call or is kept",
             f"compiled  in {_time(self.lowering_seconds)}, and {_time(self.code_seconds)} for "
             "machine code",
         ]
@@ -225,8 +232,8 @@ def _cells(row: Row, total: float) -> tuple[str, ...]:
         shape + (f" of {row.summed}" if row.summed > 1 else ""), row.dtype, row.tile,
         str(row.units or "-"), str(row.threads), "yes" if row.waits else "",
         _size(row.read), _size(row.written), _count(row.flops), _time(row.seconds),
-        f"{row.seconds / total:.1%}", f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}",
-        f"{row.peak:.0%}",
+        "kept" if row.kept else f"{row.seconds / total:.1%}",
+        f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}", f"{row.peak:.0%}",
     )  # fmt: skip
 
 
@@ -347,6 +354,7 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
         units=0 if kernel is None else at(kernel.units, sizes),
         threads=1 if step.is_serial else threads,
         waits=step.barrier,
+        kept=nest.position < native.kept,
         read=read,
         written=written,
         flops=flops,

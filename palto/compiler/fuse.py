@@ -11,14 +11,16 @@ registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from palto.compiler import index as ix
 from palto.compiler import nests, views
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
+from palto.compiler.llvm.contract import Machine
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Reads, Single
 from palto.compiler.prepare import read_through
+from palto.compiler.sizes import Size
 from palto.compiler.views import Read
 from palto.tensor import dtypes
 from palto.tensor.graph import Graph, Operation
@@ -58,6 +60,11 @@ class Fuser:
         early: other tensors that must be there before the first cell is written.
         late: the outputs that may be written straight into cells.
         updates: results of `dynamic_update_slice` that are written into what they update.
+        kept: the operations, by sequence number, whose nests come first and are skipped by calls
+            that know their results.
+
+    Attributes:
+        kept: how many nests these are.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Fuser:
         early: Sequence[Tensor],
         late: set[int],
         updates: Sequence[Tensor] = (),
+        kept: Set[int] = frozenset(),
     ) -> None:
         self.graph = graph
         self.nests: list[Nest] = []
@@ -86,16 +94,21 @@ class Fuser:
         self._choose_roots()
         #: What waits for somebody who reads it, to be computed there, by identity.
         self._waiting: dict[int, Tensor] = {}
-        closure = self._closure([*early, *(check.tensor for check in checks)])
+        self.kept = 0
         for operation in graph.operations:
-            if operation.sequence in closure:
+            if operation.sequence in kept:
+                self._place(operation, early=True)
+        self.kept = len(self.nests)
+        early_ones = self._closure([*early, *(check.tensor for check in checks)]) - kept
+        for operation in graph.operations:
+            if operation.sequence in early_ones:
                 self._place(operation, early=True)
         for check in checks:
             self._settle([check.tensor], early=True)
             self._append(check, early=True)
             self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
         for operation in graph.operations:
-            if operation.sequence not in closure:
+            if operation.sequence not in early_ones | kept:
                 self._place(operation, early=False)
 
     def is_stored(self, tensor: Tensor) -> bool:
@@ -259,11 +272,23 @@ class Fuser:
             either = self._step(read_a, row) == 1, self._step(read_b, column) == 1
             if either[0] and (not either[1] or indices[-1] == ix.of(row)):
                 read_a, read_b, rows, column = read_b, read_a, (column,), row
+        elif self._is_narrow(read_a, column, rows[-1]):
+            # Pixels side by side fill vectors, where a few channels do not.
+            read_a, read_b = Read(w, at_b), read_a
+            self._roots.add(id(w))
+            batches, rows, column = (*batches, *rows[:-1]), (column,), rows[-1]
         else:
             read_b = self._neighbours(w, at_b, column)
         self.products[id(result)] = Product(
             operation, result, batches, rows, column, sums, read_a, read_b, indices
         )
+
+    def _is_narrow(self, image: Read, channel: Variable, pixel: Variable) -> bool:
+        """Whether a convolution has fewer channels than a vector, and its pixels are neighbours."""
+        lanes = Machine.host().vector_bytes // image.tensor.dtype.itemsize
+        if isinstance(channel.length, Size) or isinstance(pixel.length, Size):
+            return False
+        return channel.length < lanes <= pixel.length and self._step(image, pixel) == 1
 
     def _winograd(self, operation: Operation) -> Product:
         """A Winograd convolution, of what a tile reads for its first result."""
@@ -488,7 +513,7 @@ class Fuser:
                     last = max(last, home.position)
         is_late = any(id(tensor) in self._late for tensor, *_ in items)
         _, source, *_ = items[-1]
-        for nest in self.nests[max(last, 0) :]:
+        for nest in self.nests[max(last, self.kept) :]:
             if not isinstance(nest, Group) or source.size == 0 or (is_late and nest.early):
                 continue
             if self._try_all(nest, items):

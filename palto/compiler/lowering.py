@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from palto.compiler import index as ix
 from palto.compiler import nests
 from palto.compiler.checks import checks_of, condition_error
 from palto.compiler.fuse import Fuser
+from palto.compiler.kept import lasting_operations
 from palto.compiler.likeness import Wanted, kernels
 from palto.compiler.llvm import contract
 from palto.compiler.llvm.loops import Emitter, Kernel
@@ -71,11 +72,13 @@ class Lowering:
         conditions: the numbers of outputs that must be true before a cell is written, with what
             is said otherwise.
         constants: the arrays that stand in the program, to which this one's are added.
+        lasting: the numbers of inputs that are cells which the program does not write.
 
     Attributes:
         graph: the graph, prepared.
         checks: all that is checked, also inside loops.
         steps: the steps, in order.
+        kept: how many of them, the first, calls skip that know their results.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Lowering:
         writes: dict[int, int | None],
         conditions: dict[int, str],
         constants: list[Array],
+        lasting: Sequence[int] = (),
     ) -> None:
         self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True)
         self.checks = checks_of(self.graph)
@@ -96,10 +100,13 @@ class Lowering:
         # A scan may find an index out of range, too.
         early = [o.output() for o in self.graph.operations if o.primitive.name == "scan"]
         updates = _updates(self.graph, writes)
-        self._fuser = Fuser(self.graph, self.checks, early, late, [new for new, _ in updates])
+        elsewhere = [*self.graph.outputs, *early, *(check.tensor for check in self.checks)]
+        kept = lasting_operations(self.graph, lasting, elsewhere) if lasting else set()
+        new_values = [new for new, _ in updates]
+        self._fuser = Fuser(self.graph, self.checks, early, late, new_values, kept)
         if any(_is_read_after(self._fuser, new, old) for new, old in updates):
             updates = []
-            self._fuser = Fuser(self.graph, self.checks, early, late)
+            self._fuser = Fuser(self.graph, self.checks, early, late, kept=kept)
         self._copies: list[Tensor] = []
         self._buffers: dict[int, Buffer] = {}
         self.constants = constants
@@ -115,6 +122,11 @@ class Lowering:
             self._step(nest, next(found) if _is_native(nest) else None)
             for nest in self._fuser.nests
         ]
+        self.kept = self._fuser.kept
+        for step in self.steps[: self.kept]:
+            for buffer in step.writes:
+                if buffer.last >= self.kept:  # nothing else ever lies there
+                    buffer.last = len(self.steps)
 
     # Buffers
 

@@ -57,7 +57,19 @@ class Native(Lowering):
         started = time.perf_counter()
         self._debug = os.environ.get("PALTO_DEBUG", "") not in ("", "0")
         self._sizes = list(sizes)
-        super().__init__(graph, writes, conditions, [])
+        arguments = len(graph.inputs) - len(reads)
+        own = {*writes.values()}
+        lasting = [n for n in range(arguments, len(graph.inputs)) if n not in own]
+        super().__init__(graph, writes, conditions, [], lasting)
+        #: Which state of the cells the kept results are of.
+        self._state: int | None = None
+        #: The cells that they are computed of.
+        self.watched = [
+            reads[buffer.number - arguments]
+            for step in self.steps[: self.kept]
+            for buffer in step.reads
+            if buffer.role == "input"
+        ]
         self._plan()
         text = self._text()
         #: How long it took to choose and write the program, and to compile or load it.
@@ -67,6 +79,7 @@ class Native(Lowering):
         self._functions = [
             self._code.address(f"program{number}") for number in range(len(self._segments))
         ]
+        self._keep = self._code.address("keep") if self.kept else 0
         # A load of some bytes of a vector may reach over both ends.
         self._arena = np.empty(self.arena_bytes + 3 * memory.ALIGNMENT, np.uint8)
         start = address_of(self._arena) + memory.ALIGNMENT
@@ -126,13 +139,13 @@ class Native(Lowering):
         self._segments: list[list[Step]] = [[]]
         #: What is run from Python between the segments.
         self._between: list[Step] = []
-        for step in self.steps:
+        for step in self.steps[self.kept :]:
             if step.kernel is None and step.body is None:
                 self._between.append(step)
                 self._segments.append([])
             else:
                 self._segments[-1].append(step)
-        for segment in self._segments:
+        for segment in (self.steps[: self.kept], *self._segments):
             _place_barriers(segment)
         self._is_serial = [all(step.is_serial for step in segment) for segment in self._segments]
         #: The first step that writes a cell waits until every check has been made.
@@ -146,19 +159,24 @@ class Native(Lowering):
         first = SIZES + len(self._sizes)
         slots = {id(b): first + i for i, b in enumerate(self._table)}
         assembly = Assembly(slots, self._sizes, self.checks, self._gated)
+        if self.kept:
+            assembly.program("keep", self.steps[: self.kept])
         for number, segment in enumerate(self._segments):
-            assembly.program(f"program{number}", segment)
+            assembly.program(f"program{number}", segment, after=number > 0)
         self.kernel_count = assembly.kernel_count
         return assembly.text()
 
     # Running
 
-    def call(self, arguments: Sequence[Array], sizes: Mapping[str, int]) -> list[Array] | None:
+    def call(
+        self, arguments: Sequence[Array], sizes: Mapping[str, int], state: int
+    ) -> list[Array] | None:
         """Run once on the cells' own arrays.
 
         Args:
             arguments: the values of the inputs that are no cells, dense.
             sizes: the run-time sizes.
+            state: of all cells that are watched; another one after each change.
 
         Returns:
             What `run` returns; None, and nothing done, where `run` is needed: somebody else holds
@@ -171,7 +189,10 @@ class Native(Lowering):
             return None
         for slot, name in enumerate(self._sizes, SIZES):
             self._pointers[slot] = sizes[name]
-        self._run_segment(0, team.thread_count(), sizes)
+        threads = team.thread_count()
+        if self._state != state and self.kept:
+            self._run_kept(threads, state)
+        self._run_segment(0, threads, sizes)
         return outputs
 
     def run(
@@ -179,6 +200,7 @@ class Native(Lowering):
         inputs: Sequence[Array],
         targets: Sequence[Array],
         sizes: Mapping[str, int] = MappingProxyType({}),
+        state: int | None = None,
     ) -> list[Array]:
         """Run once.
 
@@ -187,6 +209,7 @@ class Native(Lowering):
             targets: for each of `writes`, the array that takes the new value; where there is an old
                 one, that input's array itself.
             sizes: the run-time sizes.
+            state: as in `call`; None where the inputs may be anything.
 
         Returns:
             The other outputs.
@@ -194,7 +217,7 @@ class Native(Lowering):
         if self._debug:
             return self._run_guarded(inputs, targets, sizes)
         outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes(sizes)]
-        self._execute(inputs, targets, outputs, sizes)
+        self._execute(inputs, targets, outputs, sizes, state)
         return outputs
 
     def _shapes(self, sizes: Mapping[str, int]) -> list[tuple[Shape, DType]]:
@@ -256,12 +279,16 @@ class Native(Lowering):
         return [np.array(x) for x in outputs]
 
     def profile(
-        self, inputs: Sequence[Array], targets: Sequence[Array], sizes: Mapping[str, int]
+        self,
+        inputs: Sequence[Array],
+        targets: Sequence[Array],
+        sizes: Mapping[str, int],
+        state: int | None,
     ) -> Array:
         """Run once; the clock of `team` at the beginning of each step, and at the end."""
         outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes(sizes)]
         notes = np.zeros(len(self.steps) + 1, np.int64)
-        self._execute(inputs, targets, outputs, sizes, notes)
+        self._execute(inputs, targets, outputs, sizes, state, notes)
         notes[-1] = max(notes)
         for number in reversed(range(len(self.steps))):  # a step of nothing takes no note
             notes[number] = notes[number] or notes[number + 1]
@@ -273,6 +300,7 @@ class Native(Lowering):
         targets: Sequence[Array],
         outputs: Sequence[Array],
         sizes: Mapping[str, int],
+        state: int | None = None,
         notes: Array | None = None,
     ) -> None:
         flat = [*inputs, *targets, *outputs]
@@ -284,6 +312,8 @@ class Native(Lowering):
         threads = team.thread_count()
         table[PROFILE] = 0 if notes is None else address_of(notes)
         try:
+            if self.kept and (state is None or self._state != state):
+                self._run_kept(threads, state)
             for number, segment in enumerate(self._segments):
                 if segment:
                     self._run_segment(number, threads, sizes)
@@ -293,6 +323,13 @@ class Native(Lowering):
                         notes[self._between[number].nest.position + 1] = team.clock()
         finally:
             table[PROFILE] = 0
+
+    def _run_kept(self, threads: int, state: int | None) -> None:
+        """Compute what later calls find computed, for as long as the cells' state is this."""
+        self._state = None
+        is_serial = all(step.is_serial for step in self.steps[: self.kept])
+        team.run(self._keep, self._address, 1 if is_serial else threads)
+        self._state = state
 
     def _run_segment(self, number: int, threads: int, sizes: Mapping[str, int]) -> None:
         if self._is_serial[number]:

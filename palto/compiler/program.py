@@ -14,6 +14,7 @@ import numpy as np
 from palto.compiler import team
 from palto.compiler.native import Native
 from palto.compiler.trace import Recording
+from palto.tensor import graph
 from palto.tensor.graph import Array, Graph, Spec
 from palto.tensor.tensor import Cell
 
@@ -23,6 +24,10 @@ _running = threading.RLock()
 _ALONE = 3
 #: How often a program is run to be profiled.
 _LEAST_RUNS, _MOST_RUNS = 5, 200
+#: In how many of these, the first, what is kept is computed; the state of the copies of cells
+#: that it runs on, which is no cells' state.
+_KEEPING_RUNS = 3
+_PROFILED = -1
 
 
 class Program:
@@ -38,22 +43,29 @@ class Program:
         self, recording: Recording, greatest: Mapping[str, int], *, keep_grad: bool
     ) -> None:
         self._recording = recording
-        graph = recording.graph
+        traced = recording.graph
         returned, written = len(recording.severed), len(recording.writes)
         checked = len(recording.checks)
-        kept = len(graph.outputs) if keep_grad else returned + written + checked
-        graph = Graph(graph.inputs, graph.operations, graph.outputs[:kept], graph.tensors)
-        arguments = len(graph.inputs) - len(recording.reads)
+        kept = len(traced.outputs) if keep_grad else returned + written + checked
+        traced = Graph(traced.inputs, traced.operations, traced.outputs[:kept], traced.tensors)
+        arguments = len(traced.inputs) - len(recording.reads)
         places = {cell: arguments + i for i, cell in enumerate(recording.reads)}
         self._reads = recording.reads
         writes = {returned + i: places.get(cell) for i, cell in enumerate(recording.writes)}
         conditions = {returned + written + i: message for i, message in enumerate(recording.checks)}
         self._returned = returned
-        self.argument_specs = [Spec(x.shape, x.dtype) for x in graph.inputs[:arguments]]
+        self.argument_specs = [Spec(x.shape, x.dtype) for x in traced.inputs[:arguments]]
         self.greatest = greatest
         self.native = Native(
-            graph, writes, conditions, [*greatest], recording.reads, recording.writes
+            traced, writes, conditions, [*greatest], recording.reads, recording.writes
         )
+        for cell in self.native.watched:
+            cell.is_watched = True
+        if self.native.watched:
+            graph.note_keeping()
+        #: Whether it writes a cell of which some program keeps what it has computed, and when this
+        #: was looked up.
+        self._changes_watched, self._looked = False, -1
 
     def run(
         self, arguments: Sequence[Array], sizes: Mapping[str, int] = MappingProxyType({})
@@ -72,15 +84,26 @@ class Program:
         """
         recording = self._recording
         with _running:
-            outputs = self.native.call(arguments, sizes)
+            if recording.writes:
+                self._note_change()
+            state = graph.change_count
+            outputs = self.native.call(arguments, sizes, state)
             if outputs is None:
                 for cell in recording.writes:
                     _own(cell)
                 inputs = [*arguments, *[cell._leaf.array() for cell in self._reads]]
                 targets = [cell._leaf.array() for cell in recording.writes]
-                outputs = self.native.run(inputs, targets, sizes)
+                outputs = self.native.run(inputs, targets, sizes, state)
         checks = len(recording.checks)
         return outputs[: self._returned], outputs[self._returned + checks :]
+
+    def _note_change(self) -> None:
+        """Say so if cells change of which programs keep what they have computed."""
+        if self._looked != graph.keeping_count:
+            self._looked = graph.keeping_count
+            self._changes_watched = any(cell.is_watched for cell in self._recording.writes)
+        if self._changes_watched:
+            graph.note_change()
 
     def profile(
         self,
@@ -96,7 +119,8 @@ class Program:
             sizes: the run-time sizes.
 
         Returns:
-            The least seconds that each step took, and as the last of the numbers a whole run.
+            The least seconds that each step took, and as the last of the numbers a whole run. What
+            is kept is computed in the first runs, and not in those that a whole run is told of.
         """
         recording = self._recording
         with _running:
@@ -107,16 +131,22 @@ class Program:
             targets = [copies[cell] for cell in recording.writes]
             found: list[list[float]] = []
             end = time.perf_counter() + seconds
-            while len(found) < _LEAST_RUNS or (
+            first = _KEEPING_RUNS if self.native.kept else 0
+            while len(found) < first + _LEAST_RUNS or (
                 time.perf_counter() < end and len(found) < _MOST_RUNS
             ):
                 for cell in recording.writes:  # every run begins like the first
                     np.copyto(copies[cell], before[cell])
+                state = None if len(found) < first else _PROFILED
                 begun = time.perf_counter()
-                notes = self.native.profile(inputs, targets, sizes)
+                notes = self.native.profile(inputs, targets, sizes, state)
                 whole = time.perf_counter() - begun
                 found.append([*np.diff(notes) / team.cycles_per_second(), whole])
-        return [float(min(times)) for times in zip(*found, strict=True)]
+        kept, rest = (
+            [float(min(times)) for times in zip(*runs, strict=True)]
+            for runs in (found[: first + 1], found[first:])
+        )
+        return [*kept[: self.native.kept], *rest[self.native.kept :]]
 
 
 def _own(cell: Cell) -> None:

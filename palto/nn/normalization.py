@@ -63,8 +63,8 @@ def batch_norm_inference(
     """`x` (..., C) normalised by statistics (C,) from elsewhere."""
     scale = F.rsqrt(var + eps)
     scale = scale if weight is None else scale * weight
-    result = (F.asarray(x) - mean) * scale
-    return result if bias is None else result + bias
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return F.asarray(x) * scale + shift  # a program keeps both, and has one operation for each x
 
 
 def batch_norm(

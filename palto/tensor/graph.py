@@ -351,6 +351,25 @@ def note_mutation() -> None:
     mutation_count = next(_mutations)
 
 
+_changes = itertools.count(1)
+#: Grows whenever a cell changes of which a program keeps what it has computed.
+change_count = 0
+#: Grows whenever a program begins to keep what it computes of cells.
+keeping_count = 0
+
+
+def note_change() -> None:
+    """Say that the value of such a cell has changed."""
+    global change_count
+    change_count = next(_changes)
+
+
+def note_keeping() -> None:
+    """Say that more cells than before are such cells."""
+    global keeping_count
+    keeping_count = next(_changes)
+
+
 class Watched:
     """The base of objects whose attributes shape a program: modules, optimisers.
 

@@ -492,7 +492,7 @@ class Cell(Tensor):
         dtype: the format to hold; by default that of `value`.
     """
 
-    __slots__ = ("_leaf", "grad_is_pending", "name")
+    __slots__ = ("_leaf", "grad_is_pending", "is_watched", "name")
 
     def __init__(
         self,
@@ -511,6 +511,8 @@ class Cell(Tensor):
         self.name = name
         #: Whether the gradient here has not been used by an optimiser's step yet.
         self.grad_is_pending = False
+        #: Whether a program keeps what it has computed of the value.
+        self.is_watched = False
         # Tensor.__init__ would set _value, which a cell has only through its leaf.
         self.shape, self.dtype = tensor.shape, tensor.dtype
         self.operation, self.index, self.trace = None, 0, None
@@ -606,6 +608,7 @@ class Cell(Tensor):
         if hasattr(self, "__dict__"):
             vars(copy).update(vars(self))
         copy.cell, copy._grad, copy.grad_is_pending = copy, None, False
+        copy.is_watched = False
         copy._bind(self._leaf.array(), self.requires_grad)
         return copy
 
@@ -626,6 +629,8 @@ class Cell(Tensor):
         leaf = Tensor(self.shape, self.dtype, array, requires_grad=requires_grad)
         leaf.cell = self
         self._leaf = leaf
+        if self.is_watched:
+            graph.note_change()
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -25,8 +25,8 @@ def test_hand_computed():
         "layers.1": (0, 2 * conv1, (n, 28, 28, 6)),  # a comparison and a choice
         "layers.2": (0, 4 * pooled, (n, 14, 14, 6)),
         "layers.3": (2400, 2 * conv2 * 150, (n, 10, 10, 16)),
-        # (x - mean) * scale + bias; scale = 1 / sqrt(var + eps) * weight
-        "layers.4": (32, 3 * conv2 + 4 * 16, (n, 10, 10, 16)),
+        # x * scale + shift, which are a few operations for each channel
+        "layers.4": (32, 2 * conv2 + 6 * 16, (n, 10, 10, 16)),
         "layers.5": (0, 5 * n * 5 * 5 * 16, (n, 5, 5, 16)),
         "layers.6": (0, 0, (n, 400)),
         "layers.7": (0, 0, (n, 400)),

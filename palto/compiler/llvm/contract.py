@@ -14,6 +14,9 @@ summed axes (image, output row, output column). Groups are a batch axis.
 Each sum is added in the order of the summed axes, in blocks whose sizes depend on the shape
 alone, so a result depends neither on the tiles nor on how threads divide the units.
 
+A matrix times a vector, whose summed elements are neighbours in both, is read as it lies: vectors
+run along the summed axis, and each row's are added up at the end.
+
 Where the memory of a or b is walked in large steps, a unit first copies what it reads again and
 again: tiles of a, and of b a panel at a time. So b may also be transposed.
 """
@@ -49,6 +52,9 @@ FETCH_B = 0.5
 #: From so many bytes between neighbours along so many summed elements, they share few places of the
 #: first cache; what each doubling costs where they are not copied.
 FAR_A, FAR_B, FAR_LENGTH, FAR = 512, 256, 64, 0.06
+#: Of a matrix times a vector: rows of a tile, and vectors side by side along each. More rows would
+#: share few places of the first cache, where they are long.
+LENGTHWISE = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,11 @@ class Plan:
         return _fixed(self.contraction) == self.contraction
 
     @property
+    def lengthwise(self) -> bool:
+        """Whether vectors run along the last summed axis, as there is one column."""
+        return _is_lengthwise(self.contraction, self.lanes)
+
+    @property
     def lanes(self) -> int:
         """Elements of a vector register."""
         return self.machine.vector_bytes // size_of(self.contraction.kind)
@@ -329,9 +340,11 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     lines = math.prod(axis.length for axis in x.rows[:-1])
     pieces = _lanes(int(x.columns), machine.vector_bytes // size_of(x.kind))
     height, vectors = _tile(int(length), len(pieces), machine.registers)
+    cut, cuts = _cut(x)
+    if _is_lengthwise(x, machine.vector_bytes // size_of(x.kind)):
+        height, cut, cuts = LENGTHWISE[0], 0, 1
     tiles = _spans([1] * int(length), height)
     panels = _spans(pieces, vectors)
-    cut, cuts = _cut(x)
     turned = x.column_b != 1
     whole = Plan(_fixed(x), machine, tiles, panels, int(lines), cut=cut, cuts=cuts, packs_b=turned)
     best = min(_divisions(whole), key=_cost)
@@ -348,6 +361,15 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
         inner = math.prod(axis.length for axis in x.summed[cut + 1 :])
         cuts = -(-x.summed[cut].length * inner // SUMMED_BLOCK)
     return replace(best, contraction=x, tiles=tiles, panels=panels, lines=lines, cuts=cuts)
+
+
+def _is_lengthwise(x: Contraction, lanes: int) -> bool:
+    """Whether vectors of a row of a, times vectors of b, are what to add up."""
+    if x.columns != 1 or isinstance(x.columns, Size) or not x.summed or not x.wide_a:
+        return False
+    last = x.summed[-1]
+    is_long = not isinstance(last.length, Size) and last.length >= LENGTHWISE[1] * lanes
+    return is_long and last.a == last.b == 1
 
 
 def _fixed(x: Contraction) -> Contraction:
@@ -509,7 +531,7 @@ def _panels_stay(p: Plan) -> bool:
 def _far(p: Plan) -> tuple[float, float]:
     """How much longer a multiplication takes because a, or b, is read at large distances."""
     x = p.contraction
-    if not x.summed or p.block_length < FAR_LENGTH:
+    if not x.summed or p.block_length < FAR_LENGTH or p.lengthwise:
         return 0.0, 0.0
     size, inner = size_of(x.kind), x.summed[-1]
     distances = (abs(inner.a) * size, FAR_A), (abs(inner.b) * size, FAR_B)
@@ -867,6 +889,8 @@ class _Emitter:
     def sums(self, tile: Span, panel: Span, a: Stream, b: Stream, walked: Bounds) -> Grid:
         """The sums of a tile over a block, vectors of columns for each row."""
         f, p, lanes = self.f, self.plan, panel.pieces
+        if p.lengthwise:
+            return self.sums_of_rows(tile, a, b, walked)
         kind = p.contraction.kind
         step = p.contraction.rows[-1].a if p.contraction.rows and not p.packs_a else 1
         read_a = self.read_copy if p.packs_a else self.load_a
@@ -879,16 +903,61 @@ class _Emitter:
             for row in range(tile.size):
                 element = read_a(self.add(places[0], row * step))
                 for vector in vectors:
-                    total = sums[len(result)]
-                    if p.machine.fused:
-                        result.append(f.fma(element, vector, total))
-                    else:
-                        result.append(f.binary("fadd", f.binary("fmul", element, vector), total))
+                    result.append(self.multiply_add(element, vector, sums[len(result)]))
             return result
 
         zeros = [f.constant(0, kind, n) for _ in range(tile.size) for n in lanes]
         flat = self.walk([a, b], zeros, body, walked)
         return [flat[i : i + len(lanes)] for i in range(0, len(flat), len(lanes))]
+
+    def sums_of_rows(self, tile: Span, a: Stream, b: Stream, walked: Bounds) -> Grid:
+        """The sums of a tile of one column: of each row some vectors, then what is left over."""
+        f, p, lanes, across = self.f, self.plan, self.plan.lanes, LENGTHWISE[1]
+        kind, axes = p.contraction.kind, p.contraction.summed[p.cut :]
+        step = p.contraction.rows[-1].a if p.contraction.rows else 0
+        length = axes[-1].length
+        middle = length - length % (across * lanes)
+
+        def body(places: list[Value], sums: list[Value]) -> list[Value]:
+            count = tile.size * across
+            result: list[Value] = []
+            for start, stop, wide, many, mine in (
+                (0, middle, lanes, across, sums[:count]), (middle, length, 1, 1, sums[count:]),
+            ):  # fmt: skip
+                if start == stop:
+                    result += mine
+                    continue
+                with f.loop(start, stop, wide * many, nonempty=True) as loop:
+                    at_a, at_b = (self.add(place, loop.counter) for place in places)
+                    vectors = [self.load_b(self.add(at_b, i * wide), wide) for i in range(many)]
+                    carried = [loop.carry(x) for x in mine]
+                    for number, total in enumerate(carried):
+                        row, i = divmod(number, many)
+                        x = self.load_a(self.add(at_a, row * step + i * wide), wide)
+                        loop.update(total, self.multiply_add(x, vectors[i], total))
+                result += [loop.result(phi) for phi in carried]
+            return result
+
+        zeros = [f.constant(0, kind, lanes)] * (tile.size * across)
+        zeros += [f.constant(0, kind)] * tile.size
+        flat = self.walk([a, b], zeros, body, walked, last=len(axes) - 1)
+        result: Grid = []
+        for row in range(tile.size):
+            total, *others = flat[row * across : (row + 1) * across]
+            for other in others:
+                total = f.binary("fadd", total, other)
+            while (half := total.lanes // 2) > 1:
+                parts = [f.shuffle(total, total, range(n, n + half)) for n in (0, half)]
+                total = f.binary("fadd", *parts)
+            total = f.binary("fadd", f.extract(total, 0), f.extract(total, 1))
+            result.append([f.binary("fadd", total, flat[tile.size * across + row])])
+        return result
+
+    def multiply_add(self, x: Value, y: Value, total: Value) -> Value:
+        """A product added to a sum."""
+        if self.plan.machine.fused:
+            return self.f.fma(x, y, total)
+        return self.f.binary("fadd", self.f.binary("fmul", x, y), total)
 
     def read_copy(self, place: Value, lanes: int = 1) -> Value:
         """Neighbours in a copy; it changes, so the load stays where it is written."""

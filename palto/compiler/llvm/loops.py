@@ -441,7 +441,7 @@ class Emitter:
             tuple(axis for _, axis in rows),
             product.column.length,
             tuple(axis for _, axis in summed),
-            wide_a=bool(rows) and rows[-1][1].a == 1,
+            wide_a=True,
             column_b=step(b[1], product.column) if product.column.length > 1 else 1,
         )
         self.plan = plan = _planned(spec, self.machine)

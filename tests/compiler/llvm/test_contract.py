@@ -204,6 +204,46 @@ def test_turned_weights(m, n, k, kind):
     check(x, np.random.default_rng(0))
 
 
+def matrix_vector(rows, length, kind, *, batch=1, outer=1, gap=0):
+    """Rows whose summed elements are neighbours, `outer` times with a gap between."""
+    across = length + gap
+    return Contraction(
+        kind,
+        (Axis(batch, rows * outer * across, outer * length),),
+        (Axis(rows, outer * across),),
+        1,
+        (Axis(outer, across, length), Axis(length, 1, 1)),
+        wide_a=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "rows, length, form",
+    [
+        (1, 64, {}), (3, 37, {}), (4, 129, {}), (250, 400, {}), (7, 1000, {"batch": 3}),
+        (5, 35, {"outer": 4, "gap": 2}), (13, 3001, {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_a_matrix_times_a_vector(rows, length, form, kind):
+    x = matrix_vector(rows, length, kind, **form)
+    assert contract.plan(x, host()).lengthwise
+    check(x, np.random.default_rng(rows))
+
+
+def test_rows_of_a_matrix_times_a_vector_do_not_depend_on_their_tile():
+    generator = np.random.default_rng(0)
+    x = matrix_vector(11, 1000, "float")
+    a, b = buffers(x, generator)
+    plan = contract.plan(x, host())
+    whole = run(plan, compiled(plan), a, b, [(0, plan.units)])
+    single = contract.plan(matrix_vector(1, 1000, "float"), host())
+    function = compiled(single)
+    for row in range(11):
+        alone = run(single, function, a[1000 * row :].copy(), b, [(0, single.units)])
+        np.testing.assert_array_equal(alone.ravel(), whole.ravel()[row : row + 1])
+
+
 def convolution(images, size, channels, filters, kernel, stride):
     width = (size - 1) * stride + kernel
     line = width * channels
