@@ -51,15 +51,13 @@ class Answers:
         top = np.where(self.asked == NAMED, classes, 2)
         for name, column, low, high in (
             ("image", self.image, 0, images),
-            ("annotator", self.annotator, 0, len(self.annotator) + 1),
+            ("annotator", self.annotator, 0, np.inf),
             ("asked", self.asked, NAMED, classes),
             ("said", self.said, 0, top),
         ):
             bad = (column < low) | (column >= high)
-            if name != "annotator" and bad.any():
+            if bad.any():
                 raise ValueError(f"answers: {name} {column[bad][0]} is out of range")
-            if name == "annotator" and (column < 0).any():
-                raise ValueError(f"answers: {name} {column[column < 0][0]} is out of range")
 
 
 @dataclass(frozen=True)

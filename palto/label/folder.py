@@ -97,10 +97,12 @@ def export(store: Store, folder: Path, out: Path) -> tuple[int, Consensus]:
 
     Raises:
         OSError: it cannot be written, or is there already.
-        ValueError: nothing has been labelled yet.
+        ValueError: nothing has been labelled yet, or `out` lies in the folder itself.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already: choose another folder, or remove it")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies in {folder}, where its images would be labelled again")
     answers, known = store.answers(), store.known_array()
     images = list(store.images().values())
     consensus = dawid_skene(answers, len(images), len(store.classes), known=known)

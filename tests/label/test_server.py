@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -155,6 +156,13 @@ def test_an_image_that_breaks_later_is_left_out(visitor, files):
 def test_the_language_is_the_one_wished_for(server, wish, language):
     _, text = Visitor(server, **{"Accept-Language": wish}).page
     assert f'<html lang="{language}"'.encode() in text
+
+
+def test_the_page_says_everything_in_both_languages(visitor):
+    _, script = visitor.ask("/page.js", raw=True)
+    texts = script.decode().split("const TEXTS", 1)[1].split("\n};", 1)[0]
+    english, russian = (re.findall(r"\b(\w+): [(\"]", part) for part in texts.split("ru: {"))
+    assert english == russian and len(english) > 10
 
 
 def test_statistics_are_for_the_owner(visitor):

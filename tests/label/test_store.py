@@ -230,6 +230,8 @@ def test_what_is_exported_trains_with_soft_labels(store, files, photos, truth, t
     take_in(store, photos, complain=print)
     answer_all(store, maker, truth)
     out = tmp_path / "out"
+    with pytest.raises(ValueError, match="labelled again"):
+        export(store, photos, photos / "out")
     count, consensus = export(store, photos, out)
     assert count == 30
     with pytest.raises(FileExistsError, match="is there already"):
