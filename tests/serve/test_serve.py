@@ -251,6 +251,6 @@ def test_a_dropped_picture_shows_its_class_in_a_browser(server, tmp_path):
         assert page.inner_text("#status").startswith("red: ")
         (tmp_path / "bad.png").write_bytes(b"nothing")
         page.set_input_files("#file", tmp_path / "bad.png")
-        page.wait_for_function("document.getElementById('status').innerText.includes('no image')")
+        page.wait_for_selector("#status:has-text('no image')")
         browser.close()
     assert not [text for text in problems if "422" not in text], problems
