@@ -56,6 +56,7 @@ MODELS = {
     "lenet": Choice(lambda: nn.models.lenet(CLASSES, image=IMAGE)),
     "alexnet": Choice(lambda: nn.models.alexnet(CLASSES, image=IMAGE), 3, augment=True),
     "resnet": Choice(lambda: nn.models.resnet(20, CLASSES, image=IMAGE), 4, augment=True),
+    "fast_resnet": Choice(lambda: nn.models.fast_resnet(CLASSES, image=IMAGE), 4, augment=True),
 }
 
 console = Console()
@@ -69,13 +70,13 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", choices=MODELS, default="alexnet", help="what to train (%(default)s)")
-    add("--epochs", type=int, help="passes over the 60,000 images (alexnet 3, resnet 4, others 8)")
+    add("--epochs", type=int, help="passes over the 60,000 images (alexnet 3, resnets 4, others 8)")
     add("--batch-size", type=int, default=128, help="images in a step (%(default)s)")
     add("--lr", type=float, default=3e-3, help="the highest learning rate (%(default)s)")
     add(
         "--augment",
         action=argparse.BooleanOptionalAction,
-        help="mirror training images at random (alexnet and resnet)",
+        help="mirror training images at random (alexnet, resnets)",
     )
     add("--workers", type=int, default=0, help="threads that load batches (%(default)s)")
     add("--seed", type=int, default=0, help="equal seeds give equal runs (%(default)s)")

@@ -231,70 +231,6 @@ def classical(job: Job, images: Images, features: AllFeatures, threads: int) -> 
 HIGHEST_RATE, SMOOTHING = 3e-3, 0.1
 
 
-class Unit(nn.Module):
-    """A 3 x 3 convolution, max-pooling (or not), batch normalisation, ReLU.
-
-    Args:
-        channels: how many come in.
-        width: how many go out.
-        pool: whether the image is halved.
-        skip: whether the input is added to the output.
-    """
-
-    def __init__(
-        self, channels: int, width: int, *, pool: bool = False, skip: bool = False
-    ) -> None:
-        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        self.pool = nn.MaxPool2d(2) if pool else None
-        self.norm = nn.BatchNorm2d(width)
-        self.skip = skip
-
-    def forward(self, x: palto.Tensor) -> palto.Tensor:
-        """(N, H, W, channels) to (N, H, W, width), or half of H and W."""
-        y = self.conv(x)
-        if self.pool is not None:
-            y = self.pool(y)
-        y = nn.functional.relu(self.norm(y))
-        return x + y if self.skip else y
-
-
-class Network(nn.Module):
-    """A small residual network: 32, 64 and 128 channels, the largest value of each, a linear layer.
-
-    Images (N, height, width, channels), output (N, classes). Images of more than 32 pixels are
-    halved more often at the beginning. 251,178 parameters for ten classes of grey images.
-
-    Args:
-        classes: how many classes to tell apart.
-        image: height, width and channels.
-
-    Raises:
-        ValueError: images below 8 pixels.
-    """
-
-    def __init__(self, classes: int, image: tuple[int, int, int]) -> None:
-        height, width, channels = image
-        if min(height, width) < 8:
-            raise ValueError(
-                f"the network takes images from 8 x 8 pixels up, got {height} x {width}"
-            )
-        halvings = max(0, math.ceil(math.log2(max(height, width) / 32)))
-        self.features = nn.Sequential(
-            Unit(channels, 32),
-            *(Unit(32, 32, pool=True) for _ in range(1 + halvings)),
-            Unit(32, 64, pool=True),
-            Unit(64, 128),
-            Unit(128, 128, skip=True),
-        )
-        self.fc = nn.Linear(128, classes)
-
-    def forward(self, x: palto.Tensor) -> palto.Tensor:
-        """Images to logits."""
-        logits: palto.Tensor = self.fc(palto.max(self.features(x), axis=(1, 2)))
-        return logits
-
-
 def schedule(plan: Plan, examples: int) -> tuple[int, int]:
     """The batch size and the epochs for so many examples."""
     batch = 2 ** max(4, min(7, int(math.log2(examples / 16))))
@@ -323,7 +259,7 @@ def network(job: Job, images: Images, plan: Plan) -> Outcome:
     image, classes = learn[0][0].shape, len(images.train.classes)
     names = plan.augment if job.method == "network-augmented" else ()
     begun = time.perf_counter()
-    model = Network(classes, image)
+    model = nn.models.fast_resnet(classes, image)
     rate = optim.schedules.one_cycle(HIGHEST_RATE, epochs * len(loader), pct_start=0.25)
     trainer = train.Trainer(
         model,

@@ -31,9 +31,11 @@ from palto.train.metrics import Classification, Evaluation, Regression
 from palto.train.report import Mistake, Report
 from palto.train.trainer import Trainer
 
-ModelName = Literal["logistic_regression", "fully_connected", "lenet", "alexnet", "resnet"]
+ModelName = Literal[
+    "logistic_regression", "fully_connected", "lenet", "alexnet", "resnet", "fast_resnet"
+]  # fmt: skip
 AugmentName = Literal["crop", "flip", "rotation", "jitter", "erasing", "noise", "mixup"]
-PresetName = Literal["alexnet", "lenet", "fully_connected"]
+PresetName = Literal["fast_resnet", "alexnet", "lenet", "fully_connected"]
 
 CONFIG_FILE = "run.json"
 REPORT_FILE = "report.html"
@@ -95,6 +97,9 @@ class Config:
 
 #: Named defaults, each for a whole run on Fashion-MNIST.
 PRESETS: dict[PresetName, Config] = {
+    "fast_resnet": Config(
+        model="fast_resnet", epochs=8, label_smoothing=0.1, augment=("crop", "flip")
+    ),
     "alexnet": Config(model="alexnet", epochs=12, augment=("flip",)),
     "lenet": Config(model="lenet", epochs=20, augment=("flip",)),
     "fully_connected": Config(model="fully_connected", epochs=12),
@@ -163,6 +168,8 @@ def build_model(name: ModelName, shape: tuple[int, ...], outputs: int) -> Module
         return models.lenet(outputs, image=image)
     if name == "alexnet":
         return models.alexnet(outputs, image=image)
+    if name == "fast_resnet":
+        return models.fast_resnet(outputs, image=image)
     return models.resnet(20 if max(image) <= 64 else 18, outputs, image=image)
 
 

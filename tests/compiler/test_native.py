@@ -673,6 +673,7 @@ MODELS = {
     "lenet": (lambda: nn.models.lenet(5), lambda: plain(2, 28, 28, 1)),
     "alexnet": (lambda: nn.models.alexnet(5, (28, 28, 1)), lambda: plain(2, 28, 28, 1)),
     "resnet": (lambda: nn.models.resnet(8, 5, (8, 8, 3)), lambda: plain(4, 8, 8, 3)),
+    "fast_resnet": (lambda: nn.models.fast_resnet(5, (8, 8, 3)), lambda: plain(4, 8, 8, 3)),
     "gpt": (
         lambda: nn.models.gpt(11, 8, width=12, heads=2, layers=2, dropout=0.1),
         lambda: [index((3, 8), 11)],

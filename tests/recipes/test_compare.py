@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import palto
 from palto import classical, cli, data
 from palto.recipes import compare
 from palto.recipes.compare import Images, Job, Outcome, Plan, Results
@@ -128,16 +127,6 @@ def test_larger_sizes_than_there_are_mean_all():
 
 
 # --- What is learned -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (64, 48, 3)])
-def test_the_network_takes_images_of_many_sizes(shape):
-    assert compare.Network(5, shape)(palto.zeros((2, *shape))).shape == (2, 5)
-
-
-def test_the_networks_size_is_what_the_docstring_says():
-    model = compare.Network(10, (28, 28, 1))
-    assert f"{sum(p.size for p in model.parameters()):,} parameters" in compare.Network.__doc__
 
 
 def test_few_examples_get_enough_steps():

@@ -17,6 +17,7 @@ SMALL = {
     "lenet": (lambda: models.lenet(10), (28, 28, 1)),
     "alexnet": (lambda: models.alexnet(10, (28, 28, 1)), (28, 28, 1)),
     "resnet": (lambda: models.resnet(8, 10, (16, 16, 3)), (16, 16, 3)),
+    "fast_resnet": (lambda: models.fast_resnet(10, (16, 16, 3)), (16, 16, 3)),
 }
 
 # --- Parameters and shapes -----------------------------------------------------------------------
@@ -95,10 +96,21 @@ def residual(stem, channels, widths, blocks, classes, *, projection):
             lambda: models.resnet(18, 1000, (96, 80, 3)), (96, 80, 3), 1000,
             residual(7, 3, [64, 128, 256, 512], [2, 2, 2, 2], 1000, projection=True), 11_689_512,
         ),
+        (
+            models.fast_resnet, (28, 28, 1), 10,
+            sum(conv(3, n, m, bias=False) + 2 * m for n, m in pairwise([1, 32, 32, 64, 128, 128]))
+            + linear(128, 10), 251_178,
+        ),
+        (
+            lambda: models.fast_resnet(5, (64, 48, 3)), (64, 48, 3), 5,
+            sum(conv(3, n, m, bias=False) + 2 * m
+                for n, m in pairwise([3, 32, 32, 32, 64, 128, 128])) + linear(128, 5), 260_389,
+        ),
     ],
     ids=[
         "logistic_regression", "fully_connected", "fully_connected-deep", "lenet-28", "lenet-32",
         "alexnet-28", "alexnet-32", "alexnet-64x48", "resnet20", "resnet32", "resnet18",
+        "fast_resnet", "fast_resnet-64x48",
     ],
 )  # fmt: skip
 def test_shapes_and_parameters(make, image, classes, wanted, known):
@@ -117,6 +129,7 @@ def test_shapes_and_parameters(make, image, classes, wanted, known):
         (lambda: models.alexnet(10, (27, 32, 3)), "got 27 x 32"),
         (lambda: models.resnet(18, 10, (32, 32, 3)), "another 6n \\+ 2, got 18; 18 and 34 are for"),
         (lambda: models.resnet(20, 10, (224, 224, 3)), "has depth 18 or 34, got 20"),
+        (lambda: models.fast_resnet(10, (7, 32, 3)), "from 8 x 8 pixels up, got 7 x 32"),
         (lambda: models.resnet(20, 10, (4, 32, 3)), "from 8 x 8 pixels up, got 4 x 32"),
     ],
 )
@@ -195,16 +208,38 @@ def alexnet_in(torch, *, stride, padding):
     return forward
 
 
+def norm_in(torch, model, w):
+    def norm(at, z):
+        return torch.nn.functional.batch_norm(
+            z, w[f"{at}.running_mean"], w[f"{at}.running_var"], w[f"{at}.weight"],
+            w[f"{at}.bias"], training=model.training,
+        )  # fmt: skip
+
+    return norm
+
+
+def fast_resnet_in(torch, model):
+    f = torch.nn.functional
+
+    def forward(w, z):
+        norm = norm_in(torch, model, w)
+        for number in range(len(model.features.layers)):
+            at = f"features.layers.{number}"
+            y = f.conv2d(z, w[f"{at}.conv.weight"], padding=1)
+            if number in (1, 2):
+                y = f.max_pool2d(y, 2)
+            y = f.relu(norm(f"{at}.norm", y))
+            z = z + y if number == 4 else y
+        return f.linear(z.amax((2, 3)), w["fc.weight"], w["fc.bias"])
+
+    return forward
+
+
 def resnet_in(torch, model):
     f = torch.nn.functional
 
     def forward(w, z):
-        def norm(at, z):
-            return f.batch_norm(
-                z, w[f"{at}.running_mean"], w[f"{at}.running_var"], w[f"{at}.weight"],
-                w[f"{at}.bias"], training=model.training,
-            )  # fmt: skip
-
+        norm = norm_in(torch, model, w)
         stride, padding = (2, 3) if model.pool else (1, 1)
         z = f.relu(norm("norm", f.conv2d(z, w["conv.weight"], stride=stride, padding=padding)))
         if model.pool:
@@ -271,6 +306,12 @@ def test_resnet_as_pytorch(torch, depth, image, training):
             np.testing.assert_allclose(buffer.numpy(), weights[name].numpy(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_fast_resnet_as_pytorch(torch, training):
+    model = models.fast_resnet(6, (12, 16, 2)).to("float64").train(training)
+    compare(torch, model, fast_resnet_in(torch, model), images(3, 12, 16, 2, dtype=np.float64))
+
+
 def test_resnet_starts_as_the_paper_says():
     model = models.resnet(20)
     for name, module in model.named_modules():
@@ -296,7 +337,7 @@ def test_training_and_inference(name):
         third, fourth = model(x).numpy(), model(x).numpy()
     np.testing.assert_array_equal(third, fourth)
     assert np.array_equal(first, second) == (name != "alexnet")  # dropout
-    assert np.array_equal(first, third) == (name not in ("alexnet", "resnet"))
+    assert np.array_equal(first, third) == (name not in ("alexnet", "resnet", "fast_resnet"))
     changed = [n for n, b in model.named_buffers() if not np.array_equal(b.numpy(), statistics[n])]
     assert len(changed) == len(statistics)
 
@@ -324,7 +365,7 @@ def test_a_few_images_are_learnt(name):
         loss().backward()
         optimizer.step()
     # Fifteen steps are too few for running statistics to follow, so the batch's own are used.
-    model.train(name == "resnet")
+    model.train(name in ("resnet", "fast_resnet"))
     assert loss().item() < 0.6 * np.log(10)
 
 
