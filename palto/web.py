@@ -191,6 +191,23 @@ def application(routes: Sequence[Any], **options: Any) -> Starlette:
     return app
 
 
+def preferred(accepted: str, languages: Sequence[str]) -> str:
+    """The language that a browser likes best, of those that there are; the first without a wish.
+
+    Args:
+        accepted: the header Accept-Language, such as "ru-RU,ru;q=0.9,en;q=0.5".
+        languages: the short names of those that there are.
+    """
+    wishes = []
+    for place, part in enumerate(accepted.split(",")):
+        match = re.fullmatch(r"\s*([a-zA-Z]+)[^;]*(?:;\s*q=([0-9.]{1,5}))?\s*", part)
+        if match and match[1].lower() in languages:
+            wish = match[2] or "1"
+            number = float(wish) if re.fullmatch(r"\d(\.\d*)?", wish) else 0.0
+            wishes.append((-number, place, match[1].lower()))
+    return min(wishes)[2] if wishes else languages[0]
+
+
 class Guard:
     """Stands before an app: refuses what should not reach it, and adds headers to what it answers.
 

@@ -161,14 +161,7 @@ def _language(request: Request) -> str:
     kept = request.cookies.get("lang")
     if kept in LANGUAGES:
         return str(kept)
-    wishes = []
-    for place, part in enumerate(request.headers.get("accept-language", "").split(",")):
-        match = re.fullmatch(r"\s*([a-zA-Z]+)[^;]*(?:;\s*q=([0-9.]{1,5}))?\s*", part)
-        if match and match[1].lower() in LANGUAGES:
-            wish = match[2] or "1"
-            number = float(wish) if re.fullmatch(r"\d(\.\d*)?", wish) else 0.0
-            wishes.append((-number, place, match[1].lower()))
-    return min(wishes)[2] if wishes else LANGUAGES[0]
+    return web.preferred(request.headers.get("accept-language", ""), LANGUAGES)
 
 
 def _session(request: Request) -> str | None:

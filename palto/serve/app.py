@@ -130,7 +130,7 @@ class _Service:
 
     async def page(self, request: Request) -> Response:
         """The page, in Russian where the browser prefers it to English."""
-        texts = TEXTS[_language(request.headers.get("accept-language", ""))]
+        texts = TEXTS[web.preferred(request.headers.get("accept-language", ""), tuple(TEXTS))]
         headers = {"vary": "accept-language"}
         answer: Response = self._responses.HTMLResponse(
             self._page.substitute(texts), headers=headers
@@ -178,12 +178,3 @@ class _Log:
             path = ascii(scope["path"])[1:-1]
             clock = time.strftime("%H:%M:%S")
             print(f"{clock} {scope['method']} {path} {status} {took:.1f} ms", flush=True)
-
-
-def _language(accepted: str) -> str:
-    """The language that comes first in an Accept-Language header, of those that are there."""
-    for part in accepted.split(","):
-        name = part.split(";")[0].strip().lower().split("-")[0]
-        if name in TEXTS:
-            return name
-    return "en"
