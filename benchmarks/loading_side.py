@@ -15,6 +15,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -212,4 +213,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # A shell's background job ignores Ctrl-C, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
