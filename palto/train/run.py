@@ -97,9 +97,7 @@ class Config:
 
 #: Named defaults, each for a whole run on Fashion-MNIST.
 PRESETS: dict[PresetName, Config] = {
-    "fast_resnet": Config(
-        model="fast_resnet", epochs=8, label_smoothing=0.1, augment=("flip",)
-    ),
+    "fast_resnet": Config(model="fast_resnet", epochs=8, label_smoothing=0.1, augment=("flip",)),
     "alexnet": Config(model="alexnet", epochs=12, augment=("flip",)),
     "lenet": Config(model="lenet", epochs=20, augment=("flip",)),
     "fully_connected": Config(model="fully_connected", epochs=12),
