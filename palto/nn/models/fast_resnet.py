@@ -63,7 +63,7 @@ class FastResNet(nn.Module):
 
 
 def fast_resnet(classes: int = 10, image: tuple[int, int, int] = (28, 28, 1)) -> FastResNet:
-    """A small residual network: better than `resnet` where there are minutes to train, not hours.
+    """A small residual network that is trained in minutes.
 
     Images (N, height, width, channels), output (N, classes). Channels grow from 32 to 128, while
     pooling halves the image twice, and once more for each doubling above 32 pixels; one way goes
