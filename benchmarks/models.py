@@ -137,46 +137,14 @@ def unet(layers: Any, channels: int = 16, classes: int = 2) -> Any:
 # --- GRU -----------------------------------------------------------------------------------------
 
 
-class GRU(nn.Module):
+def gru(layers: Any, features: int, hidden: int, classes: int) -> Any:
     """The classes of sequences (time, batch, features), from the last state of a GRU."""
 
-    def __init__(self, features: int, hidden: int, classes: int) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.weight_inputs = nn.Parameter(palto.zeros((3 * hidden, features)))
-        self.weight_state = nn.Parameter(palto.zeros((3 * hidden, hidden)))
-        self.bias_inputs = nn.Parameter(palto.zeros(3 * hidden))
-        self.bias_state = nn.Parameter(palto.zeros(3 * hidden))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
-        self.classes = nn.Linear(hidden, classes)
-
-    def forward(self, x: palto.Tensor) -> palto.Tensor:
-        """(time, batch, features) -> (batch, classes)."""
-
-        def step(state: Any, given: Any) -> tuple[Any, Any]:
-            h = self.hidden
-            gates = nn.functional.linear(state, self.weight_state, self.bias_state)
-            reset = nn.functional.sigmoid(given[:, :h] + gates[:, :h])
-            update = nn.functional.sigmoid(given[:, h : 2 * h] + gates[:, h : 2 * h])
-            new = palto.tanh(given[:, 2 * h :] + reset * gates[:, 2 * h :])
-            return new + update * (state - new), ()
-
-        start = palto.zeros((x.shape[1], self.hidden))
-        given = nn.functional.linear(x, self.weight_inputs, self.bias_inputs)
-        state, _ = palto.scan(step, start, given)
-        return self.classes(state)
-
-
-def torch_gru(features: int, hidden: int, classes: int) -> Any:
-    """PyTorch's, around its own `GRU`."""
-    import torch
-
-    class Classifier(torch.nn.Module):
+    class Classifier(layers.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gru = torch.nn.GRU(features, hidden)
-            self.classes = torch.nn.Linear(hidden, classes)
+            self.gru = layers.GRU(features, hidden)
+            self.classes = layers.Linear(hidden, classes)
 
         def forward(self, x: Any) -> Any:
             _, state = self.gru(x)

@@ -149,8 +149,7 @@ def _gru() -> Workload:
         "gru",
         f"GRU: sequence {time}, {features} features, hidden {hidden}, batch {count}",
         partial(_examples, (time, count, features), classes, (count,)),
-        lambda _: models.GRU(features, hidden, classes),
-        torch_model=partial(models.torch_gru, features, hidden, classes),
+        partial(models.gru, features=features, hidden=hidden, classes=classes),
         multiply_adds=(
             time * count * features * 3 * hidden,
             time * count * hidden * 3 * hidden,

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 from palto.backprop import BackwardError, grad, value_and_grad
 from palto.compiler import Dim, compile, get_num_threads, set_num_threads
-from palto.tensor import Cell, Tensor, TraceError, fft, random
+from palto.tensor import Cell, Tensor, TraceError, fft, random, signal
 from palto.tensor.dtypes import (
     bfloat16,
     bool,
