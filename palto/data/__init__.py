@@ -26,11 +26,12 @@ from palto.data.sources import (
     open_source,
     penguins,
     read_image,
+    speech,
 )
 
 __all__ = [
     "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "ImageFiles",
     "Source", "Subset", "TableDataset", "TableEncoder", "TensorDataset", "augment", "available",
     "csv_table", "elpv", "fashion_mnist", "image_archive", "image_folder", "numpy_archive",
-    "open_source", "penguins", "random_split", "read_image",
+    "open_source", "penguins", "random_split", "read_image", "speech",
 ]  # fmt: skip

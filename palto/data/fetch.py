@@ -179,11 +179,12 @@ class Files:
             if not archives:
                 raise FileNotFoundError(f"apt-get downloaded no {package}")
             _run(["dpkg-deb", "-x", str(archives[0]), "unpacked"], folder)
-            unpacked = {path.name: path for path in (folder / "unpacked").rglob("*")}
+            # What is wanted is in the package, or the package itself.
+            there = {path.name: path for path in [*(folder / "unpacked").rglob("*"), *archives]}
             for name in self._missing(found):
-                if name in unpacked:
-                    found[name] = self._checked(unpacked[name], f"{name} in the package")
-                    self._keep(name, unpacked[name], cache)
+                if name in there:
+                    found[name] = self._checked(there[name], f"{name} in the package")
+                    self._keep(name, there[name], cache)
         if self._missing(found):
             raise FileNotFoundError(f"it has no {', '.join(self._missing(found))}")
 

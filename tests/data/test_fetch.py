@@ -311,6 +311,14 @@ def test_the_package_is_unpacked(debian, tmp_path, cache, capsys, fresh):
     assert "unpacked, not installed" in capsys.readouterr().err
 
 
+def test_the_package_itself_may_be_wanted(debian, cache):
+    content = b"package\n"
+    known = fetch.Contents(hashlib.sha256(content).hexdigest(), len(content))
+    files = fetch.Files("letters", {"letters_1_all.deb": known}, debian="letters")
+    assert files.read() == {"letters_1_all.deb": content}
+    assert os.listdir(cache) == ["letters_1_all.deb"]
+
+
 def test_a_package_that_lacks_a_file_or_holds_a_damaged_one(debian, tmp_path, capsys):
     (tmp_path / "published" / "b").write_bytes(b"other")
     with pytest.raises(data.DataUnavailableError, match="b in the package is damaged"):

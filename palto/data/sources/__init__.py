@@ -7,4 +7,5 @@ from palto.data.sources.images import ImageFiles, image_archive, image_folder
 from palto.data.sources.named import Source, available, open_source
 from palto.data.sources.penguins import penguins
 from palto.data.sources.pictures import read_image
+from palto.data.sources.speech import speech
 from palto.data.sources.tables import TableDataset, TableEncoder, csv_table
