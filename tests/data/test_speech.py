@@ -73,7 +73,7 @@ def test_recordings_are_samples_by_name(folder):
 def test_what_is_missing_or_damaged_is_said(folder):
     with pytest.raises(ValueError, match="en, es, fr, it, ru, not in 'de'"):
         data.speech("de")
-    with pytest.raises(FileNotFoundError, match="1.6.1-1_all.deb"):
+    with pytest.raises(FileNotFoundError, match=r"1\.6\.1-1_all\.deb"):
         data.speech("ru", folder)
     content = bytearray((folder / "english.deb").read_bytes())
     content[100] ^= 1

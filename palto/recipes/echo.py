@@ -1,0 +1,896 @@
+"""A network takes the echo out of a telephone call: the neural Kalman filter.
+
+The loudspeaker plays the far end's speech, the room gives it back to the microphone, and the far
+end hears itself. What was played is known; the room, the loudspeaker's distortion and the speech of
+the near end are not. For each frequency a filter h of four complex numbers says how the room
+answers the last four frames; at each frame it is corrected by what it has not foreseen. By how
+much, is what a Kalman filter computes from assumptions about noise and movement. Here a recurrent
+network, the same for all frequencies, has learned it.
+
+After Yang, Jiang and others, "Low-complexity acoustic echo cancellation with neural Kalman
+filtering", 2023.
+
+    palto train echo
+    palto echo -x far.wav -y mic.wav -o out.wav
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import palto
+from palto import adaptive, data, nn, optim, signal
+from palto.extras import MissingExtraError, require
+from palto.formats import safetensors
+from palto.train import Checkpoints, TrainingStopped
+from palto.train.run import versions
+
+RATE = 16_000
+#: Samples in a frame and between two of them, frequencies, and frames that a filter looks back on.
+WINDOW, HOP = 1024, 256
+BINS, TAPS = WINDOW // 2 + 1, 4
+
+#: Languages, each another speaker, but for English and Spanish. Those of the test are heard nowhere
+#: else; of the others each tenth recording is for validation.
+VOICES, TEST_VOICES = ("en", "es", "fr"), ("it", "ru")
+
+Watch = Callable[[str, float, str], None]
+
+# --- Scenes --------------------------------------------------------------------------------------
+
+KINDS = ("single talk", "double talk", "path change")
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Telephone calls as a simulated room hears them; each signal int16 (scenes, time) at 16 kHz.
+
+    Attributes:
+        far: what the loudspeaker is given.
+        echo: what of it reaches the microphone.
+        near: the near end's speech at the microphone.
+        noise: what else is there.
+    """
+
+    far: np.ndarray
+    echo: np.ndarray
+    near: np.ndarray
+    noise: np.ndarray
+
+    @property
+    def mic(self) -> np.ndarray:
+        """All that the microphone hears."""
+        mic: np.ndarray = self.echo + self.near + self.noise
+        return mic
+
+    def save(self, path: Path) -> None:
+        """Write them, 16-bit samples as two bytes each."""
+        safetensors.save(
+            path, {name: np.asarray(x).view(np.uint8) for name, x in vars(self).items()}
+        )
+
+    @staticmethod
+    def load(paths: Sequence[Path]) -> Scenes:
+        """Those of some files, one after the other."""
+        parts = [safetensors.load(path) for path in paths]
+        return Scenes(
+            **{x: np.concatenate([p[x].numpy().view(np.int16) for p in parts]) for x in parts[0]}
+        )
+
+
+def make_scenes(
+    kinds: Sequence[str],
+    seconds: float,
+    far: Sequence[np.ndarray],
+    near: Sequence[np.ndarray],
+    generator: np.random.Generator,
+) -> Scenes:
+    """Scenes of some kinds, each in a room of its own.
+
+    Args:
+        kinds: of each scene; in a "path change" the loudspeaker is suddenly elsewhere, and both
+            talk.
+        seconds: how long each is.
+        far: recordings of whoever is far away, int16.
+        near: recordings of whoever is in the room.
+        generator: where all choices come from.
+
+    Raises:
+        MissingExtraError: pyroomacoustics or SciPy is not installed.
+    """
+    scenes = [_scene(kind, int(seconds * RATE), far, near, generator) for kind in kinds]
+    return Scenes(*(np.stack(signals) for signals in zip(*scenes, strict=True)))
+
+
+def _scene(
+    kind: str,
+    length: int,
+    far: Sequence[np.ndarray],
+    near: Sequence[np.ndarray],
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, ...]:
+    far_end = _talk(far, length, generator)
+    played = _loudspeaker(far_end, generator)
+    here, elsewhere, mouth = _responses(generator)
+    echo = _convolve(played, here)
+    if kind == "path change":
+        change = int(length * generator.uniform(0.35, 0.65))
+        echo[change:] = _convolve(played, elsewhere)[change:]
+    echo *= 10 ** (generator.uniform(-32, -20) / 20) / _level(echo)
+
+    near_end = np.zeros(length)
+    if kind != "single talk":
+        begins = int(length * generator.uniform(0.1, 0.4))
+        near_end[begins:] = _talk(near, length - begins, generator)
+        near_end = _convolve(near_end, mouth)
+        near_end *= _level(echo) / _level(near_end) * 10 ** (generator.uniform(-6, 6) / 20)
+    # Fans and streets: the lower, the louder.
+    spectrum = np.fft.rfft(generator.normal(size=length))
+    spectrum /= (np.arange(len(spectrum)) + 50) ** generator.uniform(0.3, 1.0)
+    noise = np.fft.irfft(spectrum, length)
+    noise *= _level(echo) / _level(noise) * 10 ** (generator.uniform(-40, -15) / 20)
+
+    # A microphone that is nearly overdriven is turned down.
+    loudest = np.abs(echo + near_end + noise).max()
+    volume = 32_000 * min(1.0, 0.9 / loudest)
+    signals = (volume * x for x in (echo, near_end, noise))
+    return tuple(np.round(x).astype(np.int16) for x in (32_000 * far_end, *signals))
+
+
+def _talk(recordings: Sequence[np.ndarray], length: int, generator: np.random.Generator) -> Any:
+    """Recordings one after the other, with pauses; a little faster or slower, as other voices."""
+    parts, there = [], 0
+    while there < length:
+        x = recordings[int(generator.integers(len(recordings)))] / 32768
+        places = np.arange(0, len(x) - 1, generator.uniform(0.88, 1.14))
+        pause = np.zeros(int(RATE * generator.uniform(0.05, 0.5)))
+        parts += [np.interp(places, np.arange(len(x)), x), pause]
+        there += len(places) + len(pause)
+    talk = np.concatenate(parts)[:length]
+    talk *= 10 ** (generator.uniform(-28, -18) / 20) / _level(talk)
+    return talk / max(1.0, np.abs(talk).max())
+
+
+def _loudspeaker(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Clipped, and bent more to one side than to the other, by an amount at random."""
+    top = np.abs(x).max() + 1e-9
+    x = np.clip(x / top, -1, 1) if generator.random() < 0.5 else x / top
+    x = np.clip(x, -generator.uniform(0.7, 1), generator.uniform(0.7, 1))
+    bent = 1.5 * x - 0.3 * x**2
+    bent = 2 / (1 + np.exp(-np.where(bent > 0, 4, 0.5) * bent)) - 1
+    amount = generator.uniform(0, 0.3)
+    distorted: np.ndarray = top * ((1 - amount) * x + amount * bent)
+    return distorted
+
+
+def _responses(generator: np.random.Generator) -> list[np.ndarray]:
+    """What the microphone hears of an impulse: of the loudspeaker, of it elsewhere, of a mouth."""
+    pra = require("pyroomacoustics", "echo", "palto train echo")
+    size = generator.uniform([3, 3, 2.4], [8, 6, 3.5])
+    absorption, order = pra.inverse_sabine(generator.uniform(0.15, 0.4), size)
+    room = pra.ShoeBox(
+        size, fs=RATE, materials=pra.Material(min(absorption, 1.0)), max_order=min(order, 12)
+    )
+    mic = generator.uniform([0.7, 0.7, 0.7], size - 0.7)
+    room.add_microphone(mic)
+    for nearest, furthest in ((0.15, 0.6), (0.15, 0.6), (0.4, 1.2)):
+        while True:
+            direction = generator.normal(size=3)
+            place = mic + direction / np.linalg.norm(direction) * generator.uniform(
+                nearest, furthest
+            )
+            if np.all((place > 0.1) & (place < size - 0.1)):
+                break
+        room.add_source(place)
+    room.compute_rir()
+    # A buffer or two lie between the loudspeaker's samples and the microphone's.
+    late = np.zeros(int(RATE * generator.uniform(0, 0.008)))
+    return [np.concatenate([late, response]) for response in room.rir[0]]
+
+
+def _convolve(x: np.ndarray, response: np.ndarray) -> Any:
+    return require("scipy.signal", "echo", "palto train echo").fftconvolve(x, response)[: len(x)]
+
+
+def _level(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x)))) + 1e-9
+
+
+def _recordings(languages: Sequence[str], keep: Callable[[int], bool]) -> list[np.ndarray]:
+    """Those of some numbers that are not silent and last a second or more."""
+    found = []
+    for language in languages:
+        for number, (_, x) in enumerate(sorted(data.speech(language).items())):
+            if keep(number) and len(x) >= RATE and _level(x / 32768) > 0.01:
+                found.append(x)
+    return found
+
+
+#: So many scenes lie in one file.
+PART = 25
+
+
+def training_scenes(
+    folder: Path, count: int, seconds: float, seed: int, watch: Watch
+) -> tuple[Scenes, Scenes]:
+    """Scenes to learn from and for validation, made where they do not lie in the folder yet."""
+    paths = [folder / f"scenes-{k:03d}.safetensors" for k in range(math.ceil(count / PART))]
+    last = folder / "scenes-validation.safetensors"
+    if not all(path.exists() for path in (*paths, last)):
+        voices = _recordings(VOICES, lambda number: number % 10 != 0)
+        for k, path in enumerate(paths):
+            watch("making scenes", k / len(paths), f"{k * PART} of {count}")
+            if not path.exists():
+                generator = np.random.default_rng((seed, k))
+                kinds = generator.choice(KINDS, size=min(PART, count - k * PART), p=(0.2, 0.4, 0.4))
+                make_scenes(list(kinds), seconds, voices, voices, generator).save(path)
+        held = _recordings(VOICES, lambda number: number % 10 == 0)
+        generator = np.random.default_rng((seed, 10**6))
+        make_scenes(list(KINDS[1:]) * 4, seconds, held, held, generator).save(last)
+    return Scenes.load(paths), Scenes.load([last])
+
+
+def test_scenes(kind: str, count: int, seconds: float = 10.0) -> Scenes:
+    """Scenes of voices and rooms that training never comes to."""
+    voices = [_recordings([language], lambda _: True) for language in TEST_VOICES]
+    generator = np.random.default_rng((2_000_000, KINDS.index(kind)))
+    half = [kind] * math.ceil(count / 2)
+    first, second = (
+        make_scenes(half, seconds, far, near, generator) for far, near in (voices, voices[::-1])
+    )
+    both = zip(vars(first).values(), vars(second).values(), strict=True)
+    return Scenes(*(np.concatenate(signals)[:count] for signals in both))
+
+
+# --- The network ---------------------------------------------------------------------------------
+
+# A complex tensor is a real one with the real and imaginary parts along its first axis. The rows,
+# frequencies of one or more calls, come last: (2, features, rows), so that they lie side by side in
+# the processor's vectors, which a few features would leave half empty.
+
+
+class ComplexLinear(nn.Module):
+    """A linear layer for the real parts and another one for the imaginary parts.
+
+    Args:
+        inputs: features of the input.
+        outputs: features of the output.
+        scale: of the first weights, in the 1 / sqrt(inputs) that linear layers begin with.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1.0) -> None:
+        self.weight = nn.Parameter(palto.zeros((2, outputs, inputs)))
+        self.bias = nn.Parameter(palto.zeros((2, outputs, 1)))
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -scale * inputs**-0.5, scale * inputs**-0.5)
+
+    def forward(self, z: palto.Tensor) -> palto.Tensor:
+        """(2, inputs, rows) -> (2, outputs, rows)."""
+        return self.weight @ z + self.bias
+
+
+class RowsLastGRU(nn.Module):
+    """A step of a GRU, as `nn.GRUCell` computes it, for rows that come last.
+
+    Args:
+        width: features of the input and of the state.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.weight_ih = nn.Parameter(palto.zeros((3 * width, width)))
+        self.weight_hh = nn.Parameter(palto.zeros((3 * width, width)))
+        self.bias_ih = nn.Parameter(palto.zeros((3 * width, 1)))
+        self.bias_hh = nn.Parameter(palto.zeros((3 * width, 1)))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
+
+    def forward(self, z: palto.Tensor, state: palto.Tensor) -> palto.Tensor:
+        """Two of shape (..., width, rows) -> the next state."""
+        given = self.weight_ih @ z + self.bias_ih
+        maps = self.weight_hh @ state + self.bias_hh
+        first, second = self.width, 2 * self.width
+        reset = nn.functional.sigmoid(given[..., :first, :] + maps[..., :first, :])
+        update = nn.functional.sigmoid(given[..., first:second, :] + maps[..., first:second, :])
+        new = palto.tanh(given[..., second:, :] + reset * maps[..., second:, :])
+        return new + update * (state - new)
+
+
+class GainNet(nn.Module):
+    """By how much to correct the filters; 5,302 parameters.
+
+    Args:
+        width: of its layers.
+    """
+
+    def __init__(self, width: int = 18) -> None:
+        self.width = width
+        self.linear1 = ComplexLinear(2 * TAPS + 1, width)
+        self.prelu1 = nn.PReLU()
+        self.gru_real = RowsLastGRU(width)
+        self.gru_imag = RowsLastGRU(width)
+        self.linear2 = ComplexLinear(width, width)
+        self.prelu2 = nn.PReLU()
+        self.linear3 = ComplexLinear(
+            width, TAPS, scale=0.01
+        )  # at first it corrects hardly anything
+
+    def forward(
+        self, z: palto.Tensor, memory: tuple[palto.Tensor, palto.Tensor]
+    ) -> tuple[palto.Tensor, tuple[palto.Tensor, palto.Tensor]]:
+        """Features (2, 9, rows) and the memory, two (2, width, rows), to gains (2, 4, rows)."""
+        z = self.prelu1(self.linear1(z))
+        real, imag = self.gru_real(z, memory[0]), self.gru_imag(z, memory[1])
+        z = palto.stack([real[0] - imag[1], real[1] + imag[0]])
+        return self.linear3(self.prelu2(self.linear2(z))), (real, imag)
+
+
+#: The last far frames, the filters, those before, the network's memory; rows last in each.
+State = tuple[palto.Tensor, palto.Tensor, palto.Tensor, tuple[palto.Tensor, palto.Tensor]]
+
+#: Filters beyond this energy have run away, and begin again.
+ENERGY = 1e3
+#: Added to the mean square of the far end, that nothing is divided by silence.
+SILENCE = 1e-5
+
+
+class KalmanFilter(nn.Module):
+    """From spectra of the far end and the microphone to those of the echo, frame by frame."""
+
+    def __init__(self) -> None:
+        self.gain = GainNet()
+
+    def start(self, rows: int) -> State:
+        """The state before anything was heard."""
+        taps, memory = palto.zeros((2, TAPS, rows)), palto.zeros((2, self.gain.width, rows))
+        return palto.zeros((2, TAPS - 1, rows)), taps, taps, (memory, memory)
+
+    def forward(
+        self, state: State, far: palto.Tensor, mic: palto.Tensor
+    ) -> tuple[State, palto.Tensor]:
+        """A frame: spectra (2, rows) -> the next state, and the echo (2, rows).
+
+        With x the last four far frames, h the filters and y the microphone: e = y - x h,
+        h' = h + k e, and the echo is x h'. The gain k of the network is in units of the far end's
+        level, so that it need not know how loud a frequency is; e, which in double talk may be
+        anything, is compressed before the network sees it.
+        """
+        past, filters, before, memory = state
+        x = palto.concat([past, far[:, None]], axis=1)
+        level = palto.sqrt(palto.sum(palto.square(x), axis=(0, 1)) / TAPS + SILENCE)
+        error = (mic - _times(x, filters)) / level
+        size = palto.sqrt(palto.sum(palto.square(error), axis=0) + 1e-8)
+        compressed = error * (palto.log1p(size) / size)
+        seen = palto.concat([x / level, compressed[:, None], filters - before], axis=1)
+        gain, memory = self.gain(seen, memory)
+        re, im = error[0], error[1]
+        moved = filters + palto.stack([gain[0] * re - gain[1] * im, gain[0] * im + gain[1] * re])
+        energy = palto.sum(palto.square(moved), axis=(0, 1))
+        moved = palto.where(energy < ENERGY, moved, 0.0)
+        return (x[:, 1:], moved, filters, memory), _times(x, moved)
+
+
+def _times(x: palto.Tensor, h: palto.Tensor) -> palto.Tensor:
+    """The complex sum of x h over the taps: two (2, taps, rows) -> (2, rows)."""
+    return palto.stack(
+        [
+            palto.sum(x[0] * h[0] - x[1] * h[1], axis=0),
+            palto.sum(x[0] * h[1] + x[1] * h[0], axis=0),
+        ]
+    )
+
+
+def spectra(x: palto.Tensor) -> palto.Tensor:
+    """Signals (..., time) to spectra (..., frames, 2, frequencies)."""
+    z = signal.stft(x, WINDOW, HOP, signal.hann_window(WINDOW), center=False).mT
+    return palto.stack([palto.real(z), palto.imag(z)], axis=-2)
+
+
+def waves() -> np.ndarray:
+    """What frames are multiplied by and summed for their spectra: (frequencies, 2, 1024)."""
+    angles = 2 * np.pi / WINDOW * (np.outer(np.arange(BINS), np.arange(WINDOW)) % WINDOW)
+    window = signal.hann_window(WINDOW).numpy()
+    return (np.stack([np.cos(angles), -np.sin(angles)], axis=1) * window).astype(np.float32)
+
+
+def some_spectra(x: palto.Tensor, kernels: palto.Tensor) -> palto.Tensor:
+    """`spectra` at the frequencies of some `waves`, for which a convolution is quicker."""
+    count = kernels.shape[0]
+    kernels = palto.reshape(palto.permute_dims(kernels, (2, 1, 0)), (WINDOW, 1, 2 * count))
+    found = nn.functional.conv1d(palto.reshape(x, (-1, x.shape[-1], 1)), kernels, stride=HOP)
+    return palto.reshape(found, (*x.shape[:-1], found.shape[1], 2, count))
+
+
+# --- Taking the echo out -------------------------------------------------------------------------
+
+
+class Canceller:
+    """Takes the echo out of a call while it goes on.
+
+    What is returned belongs to the samples of `LATENCY` samples ago, 48 milliseconds.
+
+    Args:
+        model: the trained filter.
+    """
+
+    LATENCY = WINDOW - HOP
+
+    def __init__(self, model: KalmanFilter) -> None:
+        self._model = model
+        model.eval()
+        window = signal.hann_window(WINDOW)
+
+        @palto.compile
+        def advance(state: State, far: palto.Tensor, mic: palto.Tensor) -> tuple[State, Any]:
+            heard = spectra(mic)
+            state, echo = palto.scan(
+                lambda state, frame: model(state, *frame), state, (spectra(far), heard)
+            )
+            clean = heard - echo
+            frames = palto.fft.irfft(palto.complex(clean[:, 0], clean[:, 1]), n=WINDOW)
+            return state, frames * (window / 1.5)  # four windows' squares overlap to 1.5
+
+        self._advance = advance
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin another call."""
+        self._state = self._model.start(BINS)
+        self._heard = np.zeros((2, self.LATENCY), np.float32)
+        self._tail = np.zeros(self.LATENCY, np.float32)
+
+    def process(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
+        """The next samples of a call.
+
+        Args:
+            far: what the loudspeaker is given, float32 (256 k,), 16,000 samples a second, in +-1.
+            mic: what the microphone hears meanwhile.
+
+        Returns:
+            As many samples without the echo, those of `LATENCY` samples ago.
+
+        Raises:
+            ValueError: not the same number of samples, or no multiple of 256.
+        """
+        far, mic = np.asarray(far, np.float32), np.asarray(mic, np.float32)
+        if far.ndim != 1 or far.shape != mic.shape or len(far) == 0 or len(far) % HOP:
+            raise ValueError(
+                f"far and mic want the same number of samples, a multiple of {HOP}, got shapes "
+                f"{far.shape} and {mic.shape}"
+            )
+        heard = np.concatenate([self._heard, [far, mic]], axis=1)
+        with palto.no_grad():
+            self._state, frames = self._advance(self._state, heard[0], heard[1])
+        self._heard = heard[:, -self.LATENCY :]
+        total = np.zeros(len(far) + self.LATENCY, np.float32)
+        total[: self.LATENCY] = self._tail
+        for k, frame in enumerate(frames.numpy()):
+            total[k * HOP : k * HOP + WINDOW] += frame
+        self._tail = total[len(far) :]
+        return total[: len(far)]
+
+    def whole(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
+        """A whole call: `mic` without the echo, as long and sample by sample at the same time.
+
+        Args:
+            far: float32 (time,), 16,000 samples a second; cut off or filled up with silence.
+            mic: float32 (time,).
+        """
+        self.reset()
+        block = 64 * HOP
+        count = math.ceil((len(mic) + self.LATENCY) / block) * block
+        both = np.zeros((2, count), np.float32)
+        for row, x in zip(both, (far[: len(mic)], mic), strict=True):
+            row[: len(x)] = x
+        parts = [self.process(*both[:, start : start + block]) for start in range(0, count, block)]
+        clean: np.ndarray = np.concatenate(parts)[self.LATENCY :][: len(mic)]
+        return clean
+
+
+#: The loudspeaker's sound may be so late in the microphone's file, or so early, in seconds.
+LATEST, EARLIEST = 1.0, -0.5
+#: The far end is left so many samples early, for the first to arrive is not always the loudest.
+MARGIN = 48
+
+
+def delay(far: np.ndarray, mic: np.ndarray) -> int:
+    """How many samples after `far` its echo comes in `mic`; 0 if none can be made out.
+
+    By the peak of the cross-correlation of both with all frequencies equally loud (Knapp, Carter,
+    "The generalized correlation method for estimation of time delay", 1976).
+    """
+    length = 1 << (max(len(far), len(mic)) + RATE).bit_length()
+    cross = np.fft.rfft(mic, length) * np.conj(np.fft.rfft(far, length))
+    correlation = np.abs(np.fft.irfft(cross / (np.abs(cross) + 1e-9 * np.abs(cross).max()), length))
+    latest, earliest = int(LATEST * RATE), int(EARLIEST * RATE)
+    near = np.concatenate([correlation[earliest:], correlation[: latest + 1]])
+    best = int(np.argmax(near))
+    return best + earliest if near[best] > 8 * _level(correlation) else 0
+
+
+def aligned(far: np.ndarray, samples: int) -> np.ndarray:
+    """`far` so many samples later, or earlier if below 0; what is cut off there is missing here."""
+    if samples < 0:
+        return far[-samples:]
+    return np.concatenate([np.zeros(samples, far.dtype), far])
+
+
+# --- Learning ------------------------------------------------------------------------------------
+
+#: How many frames a sequence has, and from which part of the training on.
+LENGTHS = ((0.0, 40), (0.3, 100), (0.6, 200))
+#: Backprop goes so many frames back.
+TRUNCATED = 50
+#: Sequences whose loss is beyond, in dB, have diverged, and are left out of the step.
+DIVERGED = 10.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the filter is trained."""
+
+    steps: int = 6000
+    """Steps of the optimiser."""
+    round_steps: int = 200
+    """After so many steps there is a validation and a checkpoint."""
+    batch_size: int = 16
+    """Sequences in a step."""
+    bins: int = 64
+    """Frequencies of each that a step looks at, other ones each time."""
+    lr: float = 2e-3
+    """The learning rate that warming up leads to; it then falls to zero."""
+    scenes: int = 300
+    """How many scenes to learn from."""
+    seconds: float = 10.0
+    """How long a scene is."""
+    test_scenes: int = 10
+    """How many scenes of each kind the test has."""
+    seed: int = 0
+    """Of everything that is random."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: a number out of range.
+        """
+        for name in ("steps", "round_steps", "batch_size", "bins", "scenes", "test_scenes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.bins > BINS:
+            raise ValueError(f"bins must be at most {BINS}, got {self.bins}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a positive number, got {self.lr}")
+        if not 4 <= self.seconds <= 60:
+            raise ValueError(f"seconds must be from 4 to 60, got {self.seconds}")
+
+    def frames(self, step: int) -> int:
+        """How long the sequences of a step are."""
+        return [frames for part, frames in LENGTHS if step >= part * self.steps][-1]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of some steps.
+
+    Attributes:
+        steps: of the optimiser until now.
+        frames: how long the last sequences were.
+        loss: the mean of the losses, in dB: the error of the echo, relative to the echo.
+        dropped: the share of the sequences that had diverged.
+        erle: by how many dB the echo of the scenes for validation was lowered.
+        returned: whether the filter had diverged, and that of the best round was taken back.
+        seconds: since the training began, interruptions not counted.
+    """
+
+    steps: int
+    frames: int
+    loss: float
+    dropped: float
+    erle: float
+    returned: bool
+    seconds: float
+
+
+class Training:
+    """A run of the training in a folder, which goes on after the last whole round.
+
+    Args:
+        folder: where checkpoints and scenes lie, or will lie.
+        plan: how to train.
+
+    Raises:
+        ValueError: the folder holds a run of another plan.
+        OSError: the folder cannot be written to.
+    """
+
+    #: A validation so many dB below the best, or worse than no filter: it has diverged.
+    FALL = 4.0
+
+    def __init__(self, folder: str | os.PathLike[str], plan: Plan) -> None:
+        self.folder, self.plan = Path(folder), plan
+        palto.manual_seed(plan.seed)
+        self.model = KalmanFilter()
+        rate = optim.schedules.cosine(
+            plan.lr, steps=plan.steps + 1, warmup=min(100, plan.steps // 2)
+        )
+        self.optimizer = optim.Adam(self.model, lr=rate)
+        self.rounds: list[Round] = []
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        found = self.checkpoints.newest()
+        if found is not None:
+            before = Plan(**found.state["plan"])
+            if before != plan:
+                raise ValueError(
+                    f"{folder} holds a run with {before}; give the same options to go on, or "
+                    "another folder with --out"
+                )
+            self.model.load_state_dict(found.tensors["model"])
+            self.optimizer.load_state_dict(found.tensors["optimizer"])
+            self.rounds = [Round(**x) for x in found.state["rounds"]]
+        self.step = self._compiled_step()
+
+    def _compiled_step(self) -> Callable[..., tuple[palto.Tensor, palto.Tensor]]:
+        model, optimizer = self.model, self.optimizer
+        all_waves = palto.Cell(waves())
+
+        def loss_of(far: palto.Tensor, mic: palto.Tensor, echo: palto.Tensor) -> palto.Tensor:
+            """Spectra (frames, 2, bins) of one sequence to its loss in dB."""
+            goes_back = palto.arange(far.shape[0]) % TRUNCATED != 0
+
+            def frame(state: State, given: Any) -> tuple[State, palto.Tensor]:
+                going, *heard = given
+                past, filters, before, memory = state
+                filters, before, *rest = (
+                    palto.where(going, x, x.detach()) for x in (filters, before, *memory)
+                )
+                after: tuple[State, palto.Tensor] = model(
+                    (past, filters, before, (rest[0], rest[1])), *heard
+                )
+                return after
+
+            _, found = palto.scan(frame, model.start(far.shape[-1]), (goes_back, far, mic))
+            error = palto.sum(palto.square(found - echo))
+            return 10 * palto.log10((error + 1e-6) / (palto.sum(palto.square(echo)) + 1e-6))
+
+        @palto.compile
+        def step(signals: palto.Tensor, bins: palto.Tensor) -> tuple[palto.Tensor, palto.Tensor]:
+            """Far end, microphone and echo, (3, sequences, time), at some of the frequencies."""
+            seen = some_spectra(signals, palto.take(all_waves.read(), bins, axis=0))
+            # One sequence after the other: what it needs then stays in the processor's caches.
+            _, losses = palto.scan(lambda _, given: ((), loss_of(*given)), (), tuple(seen))
+            kept = palto.astype(losses.detach() < DIVERGED, palto.float32)
+            loss = palto.sum(palto.where(kept > 0, losses, 0.0)) / palto.maximum(kept.sum(), 1.0)
+            loss.backward()
+            optim.clip_grad_norm_(model, 1.0)
+            optimizer.step()
+            return loss, 1 - palto.mean(kept)
+
+        return step
+
+    def batch(self, scenes: Scenes, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """What step `number` learns from: signals (3, sequences, time), and frequencies."""
+        plan = self.plan
+        generator = np.random.default_rng((plan.seed, 1, number))
+        length = (plan.frames(number) - 1) * HOP + WINDOW
+        signals = np.zeros((3, plan.batch_size, length), np.float32)
+        for k in range(plan.batch_size):
+            while True:
+                scene = generator.integers(len(scenes.far))
+                start = generator.integers(scenes.far.shape[1] - length + 1)
+                part = slice(start, start + length)
+                echo = scenes.echo[scene, part].astype(np.float32)
+                if _level(echo) > 0.3 * _level(scenes.echo[scene].astype(np.float32)):
+                    break
+            far, near, noise = (x[scene, part] for x in (scenes.far, scenes.near, scenes.noise))
+            signals[:, k] = far, echo + near + noise, echo
+            signals[0, k] *= 10 ** (generator.uniform(-6, 6) / 20)  # a volume is turned
+        return signals / 32768, generator.permutation(BINS)[: plan.bins]
+
+    def run(self, watch: Watch) -> None:
+        """Train until all steps are done.
+
+        Args:
+            watch: told what is being done, how much of it is done from 0 to 1, and a remark.
+
+        Raises:
+            KeyboardInterrupt: somebody has asked to stop; all whole rounds are kept.
+            TrainingStopped: it diverges again and again.
+        """
+        plan = self.plan
+        scenes, held = training_scenes(self.folder, plan.scenes, plan.seconds, plan.seed, watch)
+        while not self.rounds or self.rounds[-1].steps < plan.steps:
+            first, before = (
+                (self.rounds[-1].steps, self.rounds[-1].seconds) if self.rounds else (0, 0.0)
+            )
+            began = time.perf_counter() - before
+            last = min(first + plan.round_steps, plan.steps)
+            self.model.train()
+            told = []
+            for number in range(first, last):
+                told.append([float(x) for x in self.step(*self.batch(scenes, number))])
+                if number % 10 == 9:
+                    loss = np.mean([x for x, _ in told])
+                    watch("learning", (number + 1) / plan.steps, f"loss {loss:.2f} dB")
+            loss, dropped = np.mean(told, axis=0)
+            erle = validate(self.model, held)
+            best = max((x.erle for x in self.rounds), default=-math.inf)
+            returned = not erle > min(best - self.FALL, best / 2)
+            if returned and len(self.rounds) > 2:
+                self._return()
+            taken = round(time.perf_counter() - began, 1)
+            self.rounds.append(
+                Round(last, plan.frames(last - 1), round(float(loss), 3), round(float(dropped), 4),
+                      round(erle, 3), returned, taken)
+            )  # fmt: skip
+            self.checkpoints.save(
+                {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()},
+                {"plan": asdict(plan), "rounds": [asdict(x) for x in self.rounds]},
+                is_best=erle > best,
+            )
+            watch(f"step {last}", 1.0, described(self.rounds[-1]))
+
+    def _return(self) -> None:
+        """Go back to the best round, whose optimiser has smaller moments.
+
+        Raises:
+            TrainingStopped: that was done for the last three rounds.
+        """
+        best = self.checkpoints.best()
+        if best is None or all(x.returned for x in self.rounds[-3:]):
+            raise TrainingStopped(
+                f"the filter diverges again and again ({described(self.rounds[-1])}); train with a "
+                "lower --lr, in another folder"
+            )
+        self.model.load_state_dict(best.tensors["model"])
+
+    def take_best(self) -> None:
+        """Put the weights of the best round into the model."""
+        best = self.checkpoints.best()
+        if best is None:
+            raise FileNotFoundError(f"{self.folder} holds no whole round yet")
+        self.model.load_state_dict(best.tensors["model"])
+
+
+def described(one: Round) -> str:
+    """A round in a line."""
+    return (
+        f"sequences of {one.frames} frames, loss {one.loss:.2f} dB, {one.dropped:.1%} diverged; "
+        f"validation: echo lowered by {one.erle:.2f} dB" + (", taken back" * one.returned)
+    )
+
+
+# --- How good it is ------------------------------------------------------------------------------
+
+
+def erle(echo: np.ndarray, left: np.ndarray) -> float:
+    """Echo return loss enhancement: by how many dB an echo is weaker of which this is left."""
+    return 10 * math.log10((np.sum(np.square(echo)) + 1e-9) / (np.sum(np.square(left)) + 1e-9))
+
+
+#: From the far end and the microphone, float32 (time,), to the microphone without the echo.
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def methods(model: KalmanFilter) -> dict[str, Method]:
+    """What is compared: nothing at all, two adaptive filters, and the network."""
+    return {
+        "microphone": lambda far, mic: mic,
+        "PNLMS": adaptive.pnlms,
+        "Kalman filter": adaptive.frequency_domain_kalman,
+        "network": Canceller(model).whole,
+    }
+
+
+def validate(model: KalmanFilter, scenes: Scenes) -> float:
+    """The mean ERLE of scenes."""
+    clean = Canceller(model).whole
+    return float(np.mean([_scores(clean, scenes, k)["erle"] for k in range(len(scenes.far))]))
+
+
+def _scores(method: Method, scenes: Scenes, number: int, speech: bool = False) -> dict[str, float]:
+    """The ERLE of a scene, and if wanted how its near speech sounds afterwards."""
+    far, mic, echo, near = (
+        x[number].astype(np.float32) / 32768
+        for x in (scenes.far, scenes.mic, scenes.echo, scenes.near)
+    )
+    clean = method(far, mic)
+    found = {"erle": erle(echo, echo - (mic - clean))}
+    if speech:
+        stoi = require("pystoi", "echo", "STOI").stoi
+        found["stoi"] = float(stoi(near, clean, RATE))
+        try:
+            pesq = require("pesq", "pesq", "PESQ").pesq
+            found["pesq"] = float(pesq(RATE, near, clean, "wb"))
+        except MissingExtraError:  # it wants a C compiler; the other scores stand alone
+            pass
+    return found
+
+
+def examine(model: KalmanFilter, plan: Plan, watch: Watch) -> dict[str, dict[str, Any]]:
+    """The mean scores of all methods in scenes for testing, by kind and by method.
+
+    "erle" in dB; of the near speech "stoi", from 0 to 1, and where it is installed "pesq",
+    wide-band, from 1 to 4.6.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for kind in KINDS[1:]:
+        scenes = test_scenes(kind, plan.test_scenes)
+        found[kind] = {}
+        for name, method in methods(model).items():
+            watch(f"test: {kind}", 0.0, name)
+            scores = [_scores(method, scenes, k, speech=True) for k in range(len(scenes.far))]
+            found[kind][name] = {
+                x: round(float(np.mean([score[x] for score in scores])), 3) for x in scores[0]
+            }
+    return found
+
+
+# --- Weights, with what is known of them ----------------------------------------------------------
+
+WEIGHTS, RECORD = "filter.safetensors", "filter.json"
+#: The filter that comes with Palto.
+SHIPPED = Path(palto.__file__).parent / "weights" / "echo"
+
+
+def save_filter(training: Training, tests: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """Write the model's weights and their record into the training's folder; return the record."""
+    path = training.folder / WEIGHTS
+    safetensors.save(path, training.model.state_dict())
+    record = {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+        "plan": asdict(training.plan),
+        "rounds": [asdict(x) for x in training.rounds],
+        "training seconds": training.rounds[-1].seconds,
+        "tests": dict(tests),
+        "sha256": _hash(path),
+    }
+    target = training.folder / RECORD
+    unfinished = target.with_name(target.name + ".part")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, target)
+    return record
+
+
+def load_filter(
+    folder: str | os.PathLike[str] = SHIPPED,
+) -> tuple[KalmanFilter, dict[str, Any]]:
+    """A trained filter, and the record of how it came to be.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: the weights are not those that the record speaks of.
+    """
+    weights, about = Path(folder) / WEIGHTS, Path(folder) / RECORD
+    for path in (weights, about):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no trained filter ({path.name} is missing); a folder of `palto "
+                "train echo` has one when the training is over"
+            )
+    try:
+        record = dict(json.loads(about.read_text(encoding="utf-8")))
+        expected = record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{about} is damaged: {error!r}") from None
+    if _hash(weights) != expected:
+        raise ValueError(f"{weights} is not the file that {about} describes: its hash differs")
+    model = KalmanFilter()
+    model.load_state_dict(safetensors.load(weights))
+    return model, record
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
