@@ -56,8 +56,9 @@ def frequency_domain_kalman(
     *,
     block: int = 256,
     partitions: int = 8,
-    transition: float = 0.999,
-    smoothing: float = 0.9,
+    transition: float = 0.998,
+    smoothing: float = 0.97,
+    start: float = 0.015,
 ) -> np.ndarray:
     """The microphone less the echo that a partitioned-block frequency-domain Kalman filter expects.
 
@@ -71,6 +72,7 @@ def frequency_domain_kalman(
         partitions: how many pieces the response has.
         transition: how much of the response is the same a block later.
         smoothing: of the error's power, which stands for the noise.
+        start: how uncertain the filter is at first.
 
     Returns:
         float32 (time,).
@@ -85,7 +87,7 @@ def frequency_domain_kalman(
     bins = block + 1
     spectra = np.zeros((partitions, bins), complex)  # of the far end, the newest first
     h = np.zeros((partitions, bins), complex)
-    uncertainty = np.ones((partitions, bins))
+    uncertainty = np.full((partitions, bins), start)
     noise = np.full(bins, 1e-3)
     clean = np.empty(len(y))
     for k in range(count):

@@ -525,6 +525,51 @@ def aligned(far: np.ndarray, samples: int) -> np.ndarray:
     return np.concatenate([np.zeros(samples, far.dtype), far])
 
 
+def cancel(
+    model: KalmanFilter, far: np.ndarray, far_rate: int, mic: np.ndarray, mic_rate: int
+) -> tuple[np.ndarray, int]:
+    """What a microphone has recorded, without the echo of what was played meanwhile.
+
+    Both recordings may have any rate and number of channels. The far end's channels are taken
+    together; each microphone is treated by itself. Of sounds above 8 kHz nothing is left.
+
+    Args:
+        model: the trained filter.
+        far: what was played, float (time, channels) in +-1.
+        far_rate: its samples a second.
+        mic: what was recorded, float (time, channels).
+        mic_rate: its samples a second.
+
+    Returns:
+        float32, the shape and time of `mic`; and by how many samples, 16,000 a second, the echo
+        comes after `far`.
+
+    Raises:
+        ValueError: a recording is empty, not finite, or has a rate below 8,000.
+        MissingExtraError: soxr is not installed.
+    """
+    soxr = require("soxr", "echo", "palto echo")
+    for name, x, rate in (("far end", far, far_rate), ("microphone", mic, mic_rate)):
+        if x.ndim != 2 or x.size == 0 or not np.all(np.isfinite(x)):
+            raise ValueError(
+                f"the {name}'s recording must be finite numbers (time, channels), at least one, "
+                f"got {x.dtype.name} of shape {x.shape}"
+            )
+        if rate < 8000:
+            raise ValueError(f"the {name}'s recording has {rate} samples a second; 8,000 or more "
+                             "are wanted")  # fmt: skip
+    played = soxr.resample(np.asarray(far, np.float32).mean(1), far_rate, RATE)
+    heard = soxr.resample(np.asarray(mic, np.float32), mic_rate, RATE)
+    late = delay(played, heard.mean(1))
+    played = aligned(played, late - MARGIN)
+    canceller = Canceller(model)
+    clean = np.stack([canceller.whole(played, x) for x in heard.T], axis=1)
+    clean = soxr.resample(clean, RATE, mic_rate)
+    result = np.zeros(mic.shape, np.float32)
+    result[: len(clean)] = clean[: len(mic)]
+    return result, late
+
+
 # --- Learning ------------------------------------------------------------------------------------
 
 #: How many frames a sequence has, and from which part of the training on.
