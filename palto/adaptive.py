@@ -35,9 +35,11 @@ def pnlms(
 
     Duttweiler, "Proportionate normalized least-mean-squares adaptation in echo cancelers", 2000.
     """
-    x = np.concatenate([np.zeros(taps - 1, np.float32), np.asarray(far, np.float32)])[::-1].copy()
-    h = np.zeros(taps, np.float32)
     clean = np.array(mic, np.float32)
+    x = np.zeros(taps - 1 + len(clean), np.float32)
+    x[taps - 1 :][: len(far)] = far[: len(clean)]
+    x = x[::-1].copy()
+    h = np.zeros(taps, np.float32)
     for time in range(len(clean)):
         start = len(x) - taps - time
         seen = x[start : start + taps]  # the newest sample first

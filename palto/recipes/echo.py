@@ -511,7 +511,9 @@ def delay(far: np.ndarray, mic: np.ndarray) -> int:
     """
     length = 1 << (max(len(far), len(mic)) + RATE).bit_length()
     cross = np.fft.rfft(mic, length) * np.conj(np.fft.rfft(far, length))
-    correlation = np.abs(np.fft.irfft(cross / (np.abs(cross) + 1e-9 * np.abs(cross).max()), length))
+    correlation = np.abs(
+        np.fft.irfft(cross / (np.abs(cross) + 1e-9 * np.abs(cross).max() + 1e-30), length)
+    )
     latest, earliest = int(LATEST * RATE), int(EARLIEST * RATE)
     near = np.concatenate([correlation[earliest:], correlation[: latest + 1]])
     best = int(np.argmax(near))
@@ -659,7 +661,7 @@ class Training:
         OSError: the folder cannot be written to.
     """
 
-    #: A validation so many dB below the best, or worse than no filter: it has diverged.
+    #: A validation that is so many dB below the best has diverged, once there was one as good.
     FALL = 4.0
 
     def __init__(self, folder: str | os.PathLike[str], plan: Plan) -> None:
@@ -763,15 +765,18 @@ class Training:
             self.model.train()
             told = []
             for number in range(first, last):
-                told.append([float(x) for x in self.step(*self.batch(scenes, number))])
+                try:
+                    told.append([float(x) for x in self.step(*self.batch(scenes, number))])
+                except FloatingPointError:  # a gradient was not finite: no weight was changed
+                    told.append([0.0, 1.0])
                 if number % 10 == 9:
                     loss = np.mean([x for x, _ in told])
                     watch("learning", (number + 1) / plan.steps, f"loss {loss:.2f} dB")
             loss, dropped = np.mean(told, axis=0)
             erle = validate(self.model, held)
             best = max((x.erle for x in self.rounds), default=-math.inf)
-            returned = not erle > min(best - self.FALL, best / 2)
-            if returned and len(self.rounds) > 2:
+            returned = best > self.FALL and not erle > best - self.FALL
+            if returned:
                 self._return()
             taken = round(time.perf_counter() - began, 1)
             self.rounds.append(
@@ -786,13 +791,13 @@ class Training:
             watch(f"step {last}", 1.0, described(self.rounds[-1]))
 
     def _return(self) -> None:
-        """Go back to the best round, whose optimiser has smaller moments.
+        """Go back to the weights of the best round; other sequences come next.
 
         Raises:
-            TrainingStopped: that was done for the last three rounds.
+            TrainingStopped: that was done after each of the last three rounds.
         """
         best = self.checkpoints.best()
-        if best is None or all(x.returned for x in self.rounds[-3:]):
+        if best is None or (len(self.rounds) > 2 and all(x.returned for x in self.rounds[-3:])):
             raise TrainingStopped(
                 f"the filter diverges again and again ({described(self.rounds[-1])}); train with a "
                 "lower --lr, in another folder"
