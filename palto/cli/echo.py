@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from tyro.conf import arg
 
+from palto.draw import sound_page
 from palto.extras import require
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Echo:
     """What the microphone has recorded meanwhile."""
     out: Annotated[Path, arg(aliases=["-o"])]
     """Where to write the result, a .wav or .flac file; what is there is replaced."""
+    page: Path | None = None
+    """Write a page, too, on which to see and hear the sound before and after; an .html file."""
     run_folder: Annotated[Path | None, arg(name="run")] = None
     """The folder of a training; by default the filter that comes with Palto."""
 
@@ -49,6 +52,8 @@ class Echo:
         console = Console()
         if self.out.suffix.lower() not in (".wav", ".flac"):
             raise ValueError(f"--out wants a .wav or .flac file, got {self.out}")
+        if self.page is not None and self.page.suffix.lower() != ".html":
+            raise ValueError(f"--page wants an .html file, got {self.page}")
         for given in (self.far, self.mic):
             if given.exists() and self.out.exists() and os.path.samefile(given, self.out):
                 raise ValueError(f"--out is {given} itself; name another file")
@@ -57,6 +62,11 @@ class Echo:
         model, _ = echo.load_filter(self.run_folder or echo.SHIPPED)
         clean, late = echo.cancel(model, far, far_rate, mic, mic_rate)
         write(self.out, clean, mic_rate, form)
+        if self.page is not None:
+            sounds = {f"{self.mic.name}, as recorded": mic, f"{self.out.name}, without echo": clean}
+            sound_page(
+                self.page, "Before and after", {x: y.mean(1) for x, y in sounds.items()}, mic_rate
+            )
         if late:
             console.print(f"the echo comes {late / echo.RATE * 1000:.0f} ms after {self.far.name}")
         else:

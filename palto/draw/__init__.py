@@ -7,9 +7,10 @@ from palto.draw.figure import new_figure, save
 from palto.draw.functions import approximation
 from palto.draw.graph import backprop, backprop_graph
 from palto.draw.learning import learning_curves, learning_gain, time_against_accuracy
+from palto.draw.sound import sound_page
 
 __all__ = [
     "activations", "approximation", "backprop", "backprop_graph", "batch_study",
     "decision_boundary", "learning_curves", "learning_gain", "new_figure", "save",
-    "time_against_accuracy",
+    "sound_page", "time_against_accuracy",
 ]  # fmt: skip

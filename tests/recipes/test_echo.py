@@ -378,12 +378,14 @@ def test_from_training_to_a_clean_file_by_the_command_line(tmp_path, capsys, voi
     mic = np.stack([np.roll(far, 1600) // 3] * 2, axis=1)
     soundfile.write(tmp_path / "mic.flac", mic, 16_000, subtype="PCM_24")
     words = ["echo", "--run", run, "-x", tmp_path / "far.wav", "-y", tmp_path / "mic.flac"]
-    status, out, err = command(capsys, *words, "-o", tmp_path / "out.wav")
+    page = tmp_path / "page.html"
+    status, out, err = command(capsys, *words, "-o", tmp_path / "out.wav", "--page", page)
     assert status == 0, err
     assert "100 ms after far.wav" in out
     clean = soundfile.info(tmp_path / "out.wav")
     assert (clean.frames, clean.channels, clean.samplerate) == (32_000, 2, 16_000)
     assert clean.subtype == "PCM_24"
+    assert page.read_text().count("<audio") == 2
 
     for name in (echo.WEIGHTS, echo.RECORD):
         shutil.copy(run / name, tmp_path)
@@ -401,6 +403,7 @@ def test_from_training_to_a_clean_file_by_the_command_line(tmp_path, capsys, voi
     ("words", "told"),
     [
         (["-x", "far.wav", "-y", "mic.wav", "-o", "out.mp3"], ".wav or .flac"),
+        (["-x", "far.wav", "-y", "mic.wav", "-o", "out.wav", "--page", "x.pdf"], ".html"),
         (["-x", "none.wav", "-y", "mic.wav", "-o", "out.wav"], "no file none.wav"),
         (["-x", "far.wav", "-y", "text.wav", "-o", "out.wav"], "text.wav cannot be read as sound"),
         (["-x", "far.wav", "-y", "mic.wav", "-o", "mic.wav"], "name another file"),
