@@ -1,11 +1,10 @@
 """The training of the echo canceller beside the same recipe in PyTorch, step by step in turn.
 
     python benchmarks/echo.py
-    python benchmarks/echo.py --steps 200 --frames 40 100 200
 
-Both take signals of the same length, get their spectra at 64 frequencies, run the filter over all
-frames with truncated backprop, clip, and take a step of Adam. Sound is noise, for its kind does not
-change the time. The median of the steps counts, on one thread each.
+Both take the next 50 frames of 16 calls, get their spectra at 64 frequencies, run the filter over
+them from where it was, go back, clip, and take a step of Adam. Sound is noise, for its kind does not
+change the time. The median of 200 steps counts, on one thread each.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,27 @@ import torch
 import palto
 from palto.recipes import echo
 
-functional, layers = torch.nn.functional, torch.nn
+layers = torch.nn
 
 
-def signals(frames: int, count: int = 16) -> np.ndarray:
-    """Far end, microphone and echo, float32 (3, count, time)."""
+def batches(count: int = 16, bins: int = 64, steps: int = 200) -> Iterator[echo.Batch]:
+    """Some frames of calls that go on from step to step."""
     rng = np.random.default_rng(0)
-    length = (frames - 1) * echo.HOP + echo.WINDOW
+    length = (echo.FRAMES * steps - 1) * echo.HOP + echo.WINDOW
     far = rng.normal(size=(count, length)) * 0.1
     response = rng.normal(size=(count, 1024)) * np.exp(-np.arange(1024) / 200) * 0.1
     heard = np.fft.irfft(np.fft.rfft(far, 2 * length) * np.fft.rfft(response, 2 * length))
     heard = heard[:, :length]
     mic = heard + rng.normal(size=heard.shape) * 0.01
-    return np.stack([far, mic, heard]).astype(np.float32)
+    signals = np.stack([far, mic, heard], axis=1).astype(np.float32)
+    places = np.stack([rng.permutation(echo.BINS)[:bins] for _ in range(count)])
+    samples = (echo.FRAMES - 1) * echo.HOP + echo.WINDOW
+    for number in range(steps):
+        start = number * echo.FRAMES * echo.HOP
+        yield echo.Batch(
+            signals[:, :, start : start + samples], places, np.full(count, number % 12 == 0),
+            np.ones(count, bool),
+        )  # fmt: skip
 
 
 # --- In PyTorch ----------------------------------------------------------------------------------
@@ -103,23 +111,26 @@ class TorchTraining:
         self.optimizer = optimizer(self.gain.parameters())
         self.window = torch.hann_window(echo.WINDOW)
 
-    def step(self, sound: np.ndarray, bins: np.ndarray) -> float:
-        """One step; its loss."""
-        count, rows = sound.shape[1], sound.shape[1] * len(bins)
+    def start(self, rows: int) -> Any:
+        """Last far frames, filters, those before, memory, before anything was heard."""
+        h = torch.zeros((rows, echo.TAPS), dtype=torch.complex64)
+        return h[:, 1:].T, h, h, (torch.zeros((2 * rows, 18)),) * 2
+
+    def step(self, state: Any, batch: echo.Batch) -> tuple[float, Any]:
+        """One step; its loss and state. Calls begin all at once."""
+        count, rows = len(batch.bins), batch.bins.size
+        sound = torch.from_numpy(np.ascontiguousarray(batch.signals))
         spectra = torch.stft(
-            torch.from_numpy(sound).flatten(0, 1), echo.WINDOW, echo.HOP, window=self.window,
-            center=False, return_complex=True,
-        )  # fmt: skip
-        spectra = spectra[:, torch.from_numpy(bins)].view(3, rows, -1)
-        far, mic, wanted = spectra.permute(0, 2, 1)
-        far = functional.pad(torch.view_as_real(far), (0, 0, 0, 0, echo.TAPS - 1, 0))
-        far = torch.view_as_complex(far)
-        h = before = torch.zeros((rows, echo.TAPS), dtype=torch.complex64)
-        memory = (torch.zeros((2 * rows, 18)),) * 2
+            sound.flatten(0, 1), echo.WINDOW, echo.HOP, window=self.window, center=False,
+            return_complex=True,
+        ).unflatten(0, (count, 3))  # fmt: skip
+        places = torch.from_numpy(batch.bins)[:, None, :, None].expand(-1, 3, -1, spectra.shape[3])
+        spectra = spectra.gather(2, places)  # (calls, 3, bins, frames)
+        far, mic, wanted = spectra.permute(1, 3, 0, 2).reshape(3, -1, rows)
+        past, h, before, memory = self.start(rows) if batch.is_new[0] else state
+        far = torch.cat([past, far])
         found = []
         for t in range(len(mic)):
-            if t % echo.TRUNCATED == 0:
-                h, before, memory = h.detach(), before.detach(), [x.detach() for x in memory]
             x = far[t : t + echo.TAPS].T
             level = torch.sqrt(_power(x).mean(1, keepdim=True) + echo.SILENCE)
             error = (mic[t] - (x * h).sum(1))[:, None] / level
@@ -130,7 +141,7 @@ class TorchTraining:
             moved = torch.where(_power(moved).sum(1, keepdim=True) < echo.ENERGY, moved, 0.0)
             h, before = moved, h
             found.append((x * h).sum(1))
-        parts = (len(mic), count, len(bins))
+        parts = (len(mic), count, -1)
         left = _power(torch.stack(found) - wanted).view(parts).sum((0, 2))
         losses = 10 * torch.log10((left + 1e-6) / (_power(wanted).view(parts).sum((0, 2)) + 1e-6))
         kept = losses.detach() < echo.DIVERGED
@@ -139,7 +150,8 @@ class TorchTraining:
         loss.backward()
         layers.utils.clip_grad_norm_(self.gain.parameters(), 1.0)
         self.optimizer.step()
-        return loss.item()
+        past = far[-echo.TAPS + 1 :]
+        return loss.item(), (past, h.detach(), before.detach(), [x.detach() for x in memory])
 
 
 def _power(x: Any) -> Any:
@@ -149,39 +161,30 @@ def _power(x: Any) -> Any:
 # --- Side by side --------------------------------------------------------------------------------
 
 
-def measure(frames: int, steps: int) -> tuple[float, float]:
-    """The median seconds of a step, Palto's and PyTorch's."""
-    with tempfile.TemporaryDirectory() as folder:
-        training = echo.Training(folder, echo.Plan())
-        peer = TorchTraining(training.model, lambda x: torch.optim.Adam(x, 2e-3, fused=True))
-        sound, rng = signals(frames), np.random.default_rng(1)
-        times: tuple[list[float], list[float]] = ([], [])
-        for number in range(steps + 2):
-            bins = rng.permutation(echo.BINS)[:64]
-            for side, step in zip(times, (training.step, peer.step), strict=True):
-                begun = time.perf_counter()
-                step(sound, bins)
-                if number >= 2:  # the first compiles
-                    side.append(time.perf_counter() - begun)
-    ours, theirs = (statistics.median(side) for side in times)
-    return ours, theirs
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--frames", type=int, nargs="+", default=[40, 100, 200])
     options = parser.parse_args()
     palto.set_num_threads(1)
     torch.set_num_threads(1)
-    for frames in options.frames:
-        ours, theirs = measure(frames, options.steps)
-        print(
-            f"{frames} frames, median of {options.steps} steps: Palto {ours * 1e3:.0f} ms, PyTorch "
-            f"{theirs * 1e3:.0f} ms, {theirs / ours:.1f}x",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        training = echo.Training(folder, echo.Plan())
+    peer = TorchTraining(training.model, lambda x: torch.optim.Adam(x, 2e-3, fused=True))
+    ours, theirs = training.start(), None
+    times: tuple[list[float], list[float]] = ([], [])
+    for batch in batches(steps=options.steps + 1):
+        begun = time.perf_counter()
+        _, _, ours = training.step(ours, *vars(batch).values())
+        between = time.perf_counter()
+        _, theirs = peer.step(theirs, batch)
+        times[0].append(between - begun)
+        times[1].append(time.perf_counter() - between)
+    mine, other = (statistics.median(side[1:]) for side in times)  # the first compiles
+    print(
+        f"median of {options.steps} steps: Palto {mine * 1e3:.0f} ms, "
+        f"PyTorch {other * 1e3:.0f} ms, {other / mine:.1f}x"
+    )
 
 
 if __name__ == "__main__":

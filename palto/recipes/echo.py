@@ -574,11 +574,12 @@ def cancel(
 
 # --- Learning ------------------------------------------------------------------------------------
 
-#: How many frames a sequence has, and from which part of the training on.
-LENGTHS = ((0.0, 40), (0.3, 100), (0.6, 200))
-#: Backprop goes so many frames back.
-TRUNCATED = 50
-#: Sequences whose loss is beyond, in dB, have diverged, and are left out of the step.
+#: A step of the optimiser sees so many frames, and backprop goes no further back.
+FRAMES = 50
+#: After how many frames, of several steps, another call begins, and from which part of the training
+#: on. A filter that errs little in a second may still be far off after ten.
+LENGTHS = ((0.0, 50), (0.15, 100), (0.3, 200), (0.5, 600))
+#: Filters whose loss is beyond, in dB, have diverged: the step leaves them out, they begin again.
 DIVERGED = 10.0
 
 
@@ -591,9 +592,9 @@ class Plan:
     round_steps: int = 200
     """After so many steps there is a validation and a checkpoint."""
     batch_size: int = 16
-    """Sequences in a step."""
+    """Calls in a step."""
     bins: int = 64
-    """Frequencies of each that a step looks at, other ones each time."""
+    """Frequencies of each call that are looked at, other ones in each call."""
     lr: float = 2e-3
     """The learning rate that warming up leads to; it then falls to zero."""
     scenes: int = 300
@@ -621,8 +622,8 @@ class Plan:
         if not 4 <= self.seconds <= 60:
             raise ValueError(f"seconds must be from 4 to 60, got {self.seconds}")
 
-    def frames(self, step: int) -> int:
-        """How long the sequences of a step are."""
+    def length(self, step: int) -> int:
+        """For how many frames a call is followed that begins in some step."""
         return [frames for part, frames in LENGTHS if step >= part * self.steps][-1]
 
 
@@ -632,9 +633,9 @@ class Round:
 
     Attributes:
         steps: of the optimiser until now.
-        frames: how long the last sequences were.
+        frames: for how many frames a call was followed.
         loss: the mean of the losses, in dB: the error of the echo, relative to the echo.
-        dropped: the share of the sequences that had diverged.
+        dropped: the share of the calls that had diverged.
         erle: by how many dB the echo of the scenes for validation was lowered.
         returned: whether the filter had diverged, and that of the best round was taken back.
         seconds: since the training began, interruptions not counted.
@@ -647,6 +648,77 @@ class Round:
     erle: float
     returned: bool
     seconds: float
+
+
+@dataclass
+class Batch:
+    """What a step learns from: some frames of several calls.
+
+    Attributes:
+        signals: far end, microphone and echo, float32 (calls, 3, time).
+        bins: at which frequencies of each call, (calls, bins).
+        is_new: whether the call begins, or goes on from the step before, (calls,).
+        is_heard: whether there is an echo, (calls,).
+    """
+
+    signals: np.ndarray
+    bins: np.ndarray
+    is_new: np.ndarray
+    is_heard: np.ndarray
+
+
+class Calls:
+    """Calls that are followed side by side, each until it is over; then another one begins.
+
+    Args:
+        scenes: what to take them from.
+        plan: how many, and at how many frequencies.
+        length: frames after which a call is over.
+        seed: of everything that is random.
+    """
+
+    def __init__(self, scenes: Scenes, plan: Plan, length: int, seed: Any) -> None:
+        self._scenes, self._plan, self._length = scenes, plan, length
+        self._generator = np.random.default_rng(seed)
+        count = plan.batch_size
+        self._scene, self._place, self._left = (np.zeros(count, int) for _ in range(3))
+        self._volume, self._bins = np.ones(count), np.zeros((count, plan.bins), int)
+        self._is_first = True
+
+    def next(self) -> Batch:
+        """The next frames of all calls."""
+        scenes, count = self._scenes, self._plan.batch_size
+        samples = (FRAMES - 1) * HOP + WINDOW
+        signals = np.zeros((count, 3, samples), np.float32)
+        is_new, is_heard = self._left < FRAMES, np.zeros(count, bool)
+        for k in range(count):
+            if is_new[k]:
+                self._begin(k)
+            part = slice(self._place[k], self._place[k] + samples)
+            far, echo, near, noise = (x[self._scene[k], part] for x in vars(scenes).values())
+            signals[k] = far * self._volume[k], echo + near + noise, echo
+            whole = scenes.echo[self._scene[k], ::16].astype(np.float32)
+            is_heard[k] = _level(signals[k, 2]) > 0.1 * _level(whole)
+            self._place[k] += FRAMES * HOP
+            self._left[k] -= FRAMES
+        self._is_first = False
+        return Batch(signals / 32768, self._bins.copy(), is_new, is_heard)
+
+    def _begin(self, k: int) -> None:
+        """Take a call from anywhere in a scene; the first are shorter, that not all end at once."""
+        generator, scenes = self._generator, self._scenes
+        longest = (scenes.far.shape[1] - WINDOW) // HOP + 1
+        length = min(self._length, longest // FRAMES * FRAMES)
+        self._scene[k] = generator.integers(len(scenes.far))
+        self._place[k] = generator.integers(longest - length + 1) * HOP
+        shorter = FRAMES * generator.integers(1, length // FRAMES + 1)
+        self._left[k] = shorter if self._is_first else length
+        self._bins[k] = generator.permutation(BINS)[: self._plan.bins]
+        self._volume[k] = 10 ** (generator.uniform(-6, 6) / 20)
+
+    def drop(self, which: np.ndarray) -> None:
+        """Let some calls be over."""
+        self._left[which] = 0
 
 
 class Training:
@@ -687,62 +759,57 @@ class Training:
             self.rounds = [Round(**x) for x in found.state["rounds"]]
         self.step = self._compiled_step()
 
-    def _compiled_step(self) -> Callable[..., tuple[palto.Tensor, palto.Tensor]]:
+    def _compiled_step(self) -> Callable[..., tuple[palto.Tensor, palto.Tensor, Any]]:
         model, optimizer = self.model, self.optimizer
         all_waves = palto.Cell(waves())
 
-        def loss_of(far: palto.Tensor, mic: palto.Tensor, echo: palto.Tensor) -> palto.Tensor:
-            """Spectra (frames, 2, bins) of one sequence to its loss in dB."""
-            goes_back = palto.arange(far.shape[0]) % TRUNCATED != 0
-
-            def frame(state: State, given: Any) -> tuple[State, palto.Tensor]:
-                going, *heard = given
-                past, filters, before, memory = state
-                filters, before, *rest = (
-                    palto.where(going, x, x.detach()) for x in (filters, before, *memory)
-                )
-                after: tuple[State, palto.Tensor] = model(
-                    (past, filters, before, (rest[0], rest[1])), *heard
-                )
-                return after
-
-            _, found = palto.scan(frame, model.start(far.shape[-1]), (goes_back, far, mic))
+        def follow(_: Any, call: Any) -> tuple[Any, Any]:
+            """One call for some frames: its loss in dB, and the state of its filters."""
+            state, signals, bins, is_new = call
+            past, filters, before, memory = state
+            past, filters, before, *rest = (
+                palto.where(is_new, 0.0, x) for x in (past, filters, before, *memory)
+            )
+            kernels = palto.take(all_waves.read(), bins, axis=0)
+            far, mic, echo = some_spectra(signals, kernels)
+            state, found = palto.scan(
+                lambda state, frame: model(state, *frame),
+                (past, filters, before, (rest[0], rest[1])), (far, mic),
+            )  # fmt: skip
             error = palto.sum(palto.square(found - echo))
-            return 10 * palto.log10((error + 1e-6) / (palto.sum(palto.square(echo)) + 1e-6))
+            loss = 10 * palto.log10((error + 1e-6) / (palto.sum(palto.square(echo)) + 1e-6))
+            return (), (loss, state)
 
         @palto.compile
-        def step(signals: palto.Tensor, bins: palto.Tensor) -> tuple[palto.Tensor, palto.Tensor]:
-            """Far end, microphone and echo, (3, sequences, time), at some of the frequencies."""
-            seen = some_spectra(signals, palto.take(all_waves.read(), bins, axis=0))
-            # One sequence after the other: what it needs then stays in the processor's caches.
-            _, losses = palto.scan(lambda _, given: ((), loss_of(*given)), (), tuple(seen))
-            kept = palto.astype(losses.detach() < DIVERGED, palto.float32)
-            loss = palto.sum(palto.where(kept > 0, losses, 0.0)) / palto.maximum(kept.sum(), 1.0)
+        def step(
+            states: State,
+            signals: palto.Tensor,
+            bins: palto.Tensor,
+            is_new: palto.Tensor,
+            is_heard: palto.Tensor,
+        ) -> tuple[palto.Tensor, palto.Tensor, State]:
+            """The next frames of some calls; see `Batch`. Their loss, losses and states."""
+            # One call after the other: what it needs then stays in the processor's caches.
+            _, (losses, states) = palto.scan(follow, (), (states, signals, bins, is_new))
+            kept = (losses.detach() < DIVERGED) & is_heard
+            count = palto.maximum(palto.sum(palto.astype(kept, palto.float32)), 1.0)
+            loss = palto.sum(palto.where(kept, losses, 0.0)) / count
             loss.backward()
             optim.clip_grad_norm_(model, 1.0)
             optimizer.step()
-            return loss, 1 - palto.mean(kept)
+            past, filters, before, memory = states
+            past, filters, before, *rest = (x.detach() for x in (past, filters, before, *memory))
+            return loss, losses, (past, filters, before, (rest[0], rest[1]))
 
         return step
 
-    def batch(self, scenes: Scenes, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """What step `number` learns from: signals (3, sequences, time), and frequencies."""
-        plan = self.plan
-        generator = np.random.default_rng((plan.seed, 1, number))
-        length = (plan.frames(number) - 1) * HOP + WINDOW
-        signals = np.zeros((3, plan.batch_size, length), np.float32)
-        for k in range(plan.batch_size):
-            while True:
-                scene = generator.integers(len(scenes.far))
-                start = generator.integers(scenes.far.shape[1] - length + 1)
-                part = slice(start, start + length)
-                echo = scenes.echo[scene, part].astype(np.float32)
-                if _level(echo) > 0.3 * _level(scenes.echo[scene].astype(np.float32)):
-                    break
-            far, near, noise = (x[scene, part] for x in (scenes.far, scenes.near, scenes.noise))
-            signals[:, k] = far, echo + near + noise, echo
-            signals[0, k] *= 10 ** (generator.uniform(-6, 6) / 20)  # a volume is turned
-        return signals / 32768, generator.permutation(BINS)[: plan.bins]
+    def start(self) -> State:
+        """The states of a step's calls, before anything was heard."""
+        one = self.model.start(self.plan.bins)
+        past, filters, before, *rest = (
+            palto.zeros((self.plan.batch_size, *x.shape)) for x in (*one[:3], *one[3])
+        )
+        return past, filters, before, (rest[0], rest[1])
 
     def run(self, watch: Watch) -> None:
         """Train until all steps are done.
@@ -763,15 +830,22 @@ class Training:
             began = time.perf_counter() - before
             last = min(first + plan.round_steps, plan.steps)
             self.model.train()
-            told = []
+            calls = Calls(scenes, plan, plan.length(first), (plan.seed, 1, first))
+            states, told = self.start(), []
             for number in range(first, last):
+                batch = calls.next()
                 try:
-                    told.append([float(x) for x in self.step(*self.batch(scenes, number))])
+                    loss, losses, states = self.step(states, *vars(batch).values())
                 except FloatingPointError:  # a gradient was not finite: no weight was changed
-                    told.append([0.0, 1.0])
+                    calls.drop(np.ones(plan.batch_size, bool))
+                    told.append((0.0, 1.0))
+                    continue
+                diverged = ~(losses.numpy() < DIVERGED) & batch.is_heard
+                calls.drop(diverged)
+                told.append((float(loss), diverged.mean()))
                 if number % 10 == 9:
-                    loss = np.mean([x for x, _ in told])
-                    watch("learning", (number + 1) / plan.steps, f"loss {loss:.2f} dB")
+                    remark = f"loss {np.mean([x for x, _ in told]):.2f} dB"
+                    watch("learning", (number + 1) / plan.steps, remark)
             loss, dropped = np.mean(told, axis=0)
             erle = validate(self.model, held)
             best = max((x.erle for x in self.rounds), default=-math.inf)
@@ -780,7 +854,7 @@ class Training:
                 self._return()
             taken = round(time.perf_counter() - began, 1)
             self.rounds.append(
-                Round(last, plan.frames(last - 1), round(float(loss), 3), round(float(dropped), 4),
+                Round(last, plan.length(first), round(float(loss), 3), round(float(dropped), 4),
                       round(erle, 3), returned, taken)
             )  # fmt: skip
             self.checkpoints.save(
@@ -815,7 +889,7 @@ class Training:
 def described(one: Round) -> str:
     """A round in a line."""
     return (
-        f"sequences of {one.frames} frames, loss {one.loss:.2f} dB, {one.dropped:.1%} diverged; "
+        f"calls of {one.frames} frames, loss {one.loss:.2f} dB, {one.dropped:.1%} diverged; "
         f"validation: echo lowered by {one.erle:.2f} dB" + (", taken back" * one.returned)
     )
 

@@ -10,26 +10,25 @@ pytest.importorskip("soxr", reason="soxr is not installed (pip install 'palto[ec
 
 
 def test_a_step_is_pytorchs(torch, tmp_path, monkeypatch):
-    """Losses, and weights after steps of gradient descent, with backprop cut every four frames."""
+    """Losses, and weights after steps of gradient descent, which go on from each other's states."""
     import echo as benchmark
 
     from palto.recipes import echo
 
-    monkeypatch.setattr(echo, "TRUNCATED", 4)
+    monkeypatch.setattr(echo, "FRAMES", 4)
     palto.manual_seed(1)
-    training = echo.Training(tmp_path, echo.Plan())
+    training = echo.Training(tmp_path, echo.Plan(batch_size=3, bins=5))
     nn.init.uniform_(training.model.gain.linear3.weight, -0.05, 0.05)
     training.optimizer = optim.SGD(training.model, lr=0.1)
     training.step = training._compiled_step()
     peer = benchmark.TorchTraining(training.model, lambda x: torch.optim.SGD(x, 0.1))
-    sound = benchmark.signals(11, count=3)
-    rng = np.random.default_rng(0)
     first = {name: x.numpy() for name, x in training.model.gain.state_dict().items()}
-    for _ in range(3):
-        bins = rng.permutation(echo.BINS)[:5]
-        loss, dropped = training.step(sound, bins)
-        assert float(dropped) == 0
-        assert float(loss) == pytest.approx(peer.step(sound, bins), rel=1e-4)
+    ours, theirs = training.start(), None
+    for batch in benchmark.batches(3, 5, steps=14):  # in the thirteenth all calls begin again
+        loss, losses, ours = training.step(ours, *vars(batch).values())
+        assert losses.shape == (3,)
+        wanted, theirs = peer.step(theirs, batch)
+        assert float(loss) == pytest.approx(wanted, rel=1e-3)
     theirs = benchmark.GainNet()
     theirs.load(training.model.gain)
     for (name, mine), other in zip(

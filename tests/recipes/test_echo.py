@@ -21,6 +21,7 @@ pytest.importorskip(
     "pyroomacoustics", reason="pyroomacoustics is not installed (pip install 'palto[echo]')"
 )
 
+KINDS = ["single talk", "double talk", "path change"]
 SHORT = Plan(
     steps=5, round_steps=2, batch_size=2, bins=8, scenes=3, seconds=4.0, test_scenes=1, lr=1e-3
 )
@@ -72,9 +73,8 @@ def unruly():
 
 
 def test_scenes_are_made_from_a_seed_and_kept(voices, tmp_path):
-    kinds = ["single talk", "double talk", "path change"]
     scenes, again = (
-        echo.make_scenes(kinds, 4, voices, voices, np.random.default_rng(5)) for _ in range(2)
+        echo.make_scenes(KINDS, 4, voices, voices, np.random.default_rng(5)) for _ in range(2)
     )
     scenes.save(tmp_path / "scenes.safetensors")
     loaded = Scenes.load([tmp_path / "scenes.safetensors"] * 2)
@@ -265,7 +265,7 @@ def weights(training):
 
 def test_it_learns_what_an_echo_is(tmp_path, voices, monkeypatch):
     """From nothing to less than half of the echo's energy in what it learns from, and elsewhere."""
-    monkeypatch.setattr(echo, "LENGTHS", ((0.0, 40),))
+    monkeypatch.setattr(echo, "LENGTHS", ((0.0, 50),))
     plan = Plan(steps=150, round_steps=50, batch_size=4, bins=32, scenes=6, seconds=4.0, lr=8e-3)
     training = Training(tmp_path, plan)
     training.run(silent)
@@ -279,7 +279,7 @@ def test_a_training_goes_on_as_if_it_had_never_stopped(tmp_path, voices):
     whole = Training(tmp_path / "whole", SHORT)
     whole.run(silent)
     assert [x.steps for x in whole.rounds] == [2, 4, 5]
-    assert [x.frames for x in whole.rounds] == [40, 200, 200]
+    assert [x.frames for x in whole.rounds] == [50, 200, 600]
 
     class Killed(Exception):
         pass
@@ -301,16 +301,40 @@ def test_a_training_goes_on_as_if_it_had_never_stopped(tmp_path, voices):
         Training(tmp_path / "broken", Plan(steps=7))
 
 
-def test_sequences_that_diverge_are_left_out(tmp_path, rng):
+def test_calls_go_on_from_step_to_step(voices):
+    scenes = echo.make_scenes(KINDS, 4, voices, voices, np.random.default_rng(1))
+    plan = Plan(batch_size=5, bins=3)
+    calls = echo.Calls(scenes, plan, 200, seed=0)
+    before = calls.next()
+    assert before.is_new.all()
+    assert before.signals.shape == (5, 3, 49 * 256 + 1024)
+    began = before.is_new.astype(int)
+    for _ in range(30):
+        batch = calls.next()
+        for k in range(5):
+            joined = np.array_equal(batch.signals[k, :, :768], before.signals[k, :, -768:])
+            same = np.array_equal(batch.bins[k], before.bins[k])
+            assert joined == same == (not batch.is_new[k])
+        began += batch.is_new
+        before = batch
+    assert np.all((7 <= began) & (began <= 9))  # each lasts four steps, but for the first
+    calls.drop(np.array([True, False, False, False, False]))
+    assert calls.next().is_new[0]
+
+
+def test_filters_that_diverge_are_left_out(tmp_path, rng):
     """An echo that is nowhere in the microphone: whatever is found is far too much."""
     training = Training(tmp_path, SHORT)
-    signals = rng.normal(size=(3, 2, 39 * 256 + 1024)).astype(np.float32) * 0.1
-    signals[1] = rng.normal(size=signals[1].shape)
-    signals[2] *= 1e-4
+    signals = rng.normal(size=(2, 3, 49 * 256 + 1024)).astype(np.float32) * 0.1
+    signals[:, 1] = rng.normal(size=signals[:, 1].shape)
+    signals[:, 2] *= 1e-4
     nn.init.uniform_(training.model.gain.linear3.weight, -0.5, 0.5)
     before = weights(training)
-    loss, dropped = training.step(signals, np.arange(8))
-    assert float(dropped) == 1
+    everywhere = np.ones(2, bool)
+    loss, losses, _ = training.step(
+        training.start(), signals, np.tile(np.arange(8), (2, 1)), everywhere, everywhere
+    )
+    assert np.all(losses.numpy() > echo.DIVERGED)
     assert float(loss) == 0
     for name, value in weights(training).items():
         np.testing.assert_array_equal(value, before[name])
