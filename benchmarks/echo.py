@@ -3,8 +3,8 @@
     python benchmarks/echo.py
 
 Both take the next 50 frames of 16 calls, get their spectra at 64 frequencies, run the filter over
-them from where it was, go back, clip, and take a step of Adam. Sound is noise, for its kind does not
-change the time. The median of 200 steps counts, on one thread each.
+them from where it was, go back, clip, and take a step of Adam. Sound is noise, for its kind does
+not change the time. The median of 200 steps counts, on one thread each.
 """
 
 from __future__ import annotations
