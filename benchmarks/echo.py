@@ -41,7 +41,7 @@ def batches(count: int = 16, bins: int = 64, steps: int = 200) -> Iterator[echo.
         start = number * echo.FRAMES * echo.HOP
         yield echo.Batch(
             signals[:, :, start : start + samples], places, np.full(count, number % 12 == 0),
-            np.ones(count, bool),
+            np.ones(count, np.float32),
         )  # fmt: skip
 
 
@@ -143,7 +143,9 @@ class TorchTraining:
             found.append((x * h).sum(1))
         parts = (len(mic), count, -1)
         left = _power(torch.stack(found) - wanted).view(parts).sum((0, 2))
-        losses = 10 * torch.log10((left + 1e-6) / (_power(wanted).view(parts).sum((0, 2)) + 1e-6))
+        floor = torch.from_numpy(batch.floor)
+        energy = _power(wanted).view(parts).sum((0, 2))
+        losses = 10 * torch.log10((left + floor) / (energy + floor))
         kept = losses.detach() < echo.DIVERGED
         loss = torch.where(kept, losses, 0.0).sum() / kept.sum().clamp(min=1)
         self.optimizer.zero_grad()

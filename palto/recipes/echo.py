@@ -216,8 +216,8 @@ def _recordings(languages: Sequence[str], keep: Callable[[int], bool]) -> list[n
     return found
 
 
-#: So many scenes lie in one file.
-PART = 25
+#: So many scenes lie in one file; so many of each kind with double talk are for validation.
+PART, VALIDATION = 25, 4
 
 
 def training_scenes(
@@ -236,7 +236,7 @@ def training_scenes(
                 make_scenes(list(kinds), seconds, voices, voices, generator).save(path)
         held = _recordings(VOICES, lambda number: number % 10 == 0)
         generator = np.random.default_rng((seed, 10**6))
-        make_scenes(list(KINDS[1:]) * 4, seconds, held, held, generator).save(last)
+        make_scenes(list(KINDS[1:]) * VALIDATION, seconds, held, held, generator).save(last)
     return Scenes.load(paths), Scenes.load([last])
 
 
@@ -326,17 +326,17 @@ class GainNet(nn.Module):
         )  # at first it corrects hardly anything
 
     def forward(
-        self, z: palto.Tensor, memory: tuple[palto.Tensor, palto.Tensor]
-    ) -> tuple[palto.Tensor, tuple[palto.Tensor, palto.Tensor]]:
+        self, z: palto.Tensor, real: palto.Tensor, imag: palto.Tensor
+    ) -> tuple[palto.Tensor, palto.Tensor, palto.Tensor]:
         """Features (2, 9, rows) and the memory, two (2, width, rows), to gains (2, 4, rows)."""
         z = self.prelu1(self.linear1(z))
-        real, imag = self.gru_real(z, memory[0]), self.gru_imag(z, memory[1])
+        real, imag = self.gru_real(z, real), self.gru_imag(z, imag)
         z = palto.stack([real[0] - imag[1], real[1] + imag[0]])
-        return self.linear3(self.prelu2(self.linear2(z))), (real, imag)
+        return self.linear3(self.prelu2(self.linear2(z))), real, imag
 
 
-#: The last far frames, the filters, those before, the network's memory; rows last in each.
-State = tuple[palto.Tensor, palto.Tensor, palto.Tensor, tuple[palto.Tensor, palto.Tensor]]
+#: The last far frames, the filters, those before, the two parts of the network's memory; rows last.
+State = tuple[palto.Tensor, ...]
 
 #: Filters beyond this energy have run away, and begin again.
 ENERGY = 1e3
@@ -353,7 +353,7 @@ class KalmanFilter(nn.Module):
     def start(self, rows: int) -> State:
         """The state before anything was heard."""
         taps, memory = palto.zeros((2, TAPS, rows)), palto.zeros((2, self.gain.width, rows))
-        return palto.zeros((2, TAPS - 1, rows)), taps, taps, (memory, memory)
+        return palto.zeros((2, TAPS - 1, rows)), taps, taps, memory, memory
 
     def forward(
         self, state: State, far: palto.Tensor, mic: palto.Tensor
@@ -365,19 +365,19 @@ class KalmanFilter(nn.Module):
         level, so that it need not know how loud a frequency is; e, which in double talk may be
         anything, is compressed before the network sees it.
         """
-        past, filters, before, memory = state
+        past, filters, before, *memory = state
         x = palto.concat([past, far[:, None]], axis=1)
         level = palto.sqrt(palto.sum(palto.square(x), axis=(0, 1)) / TAPS + SILENCE)
         error = (mic - _times(x, filters)) / level
         size = palto.sqrt(palto.sum(palto.square(error), axis=0) + 1e-8)
         compressed = error * (palto.log1p(size) / size)
         seen = palto.concat([x / level, compressed[:, None], filters - before], axis=1)
-        gain, memory = self.gain(seen, memory)
+        gain, *memory = self.gain(seen, *memory)
         re, im = error[0], error[1]
         moved = filters + palto.stack([gain[0] * re - gain[1] * im, gain[0] * im + gain[1] * re])
         energy = palto.sum(palto.square(moved), axis=(0, 1))
         moved = palto.where(energy < ENERGY, moved, 0.0)
-        return (x[:, 1:], moved, filters, memory), _times(x, moved)
+        return (x[:, 1:], moved, filters, *memory), _times(x, moved)
 
 
 def _times(x: palto.Tensor, h: palto.Tensor) -> palto.Tensor:
@@ -579,6 +579,8 @@ FRAMES = 50
 #: After how many frames, of several steps, another call begins, and from which part of the training
 #: on. A filter that errs little in a second may still be far off after ten.
 LENGTHS = ((0.0, 50), (0.15, 100), (0.3, 200), (0.5, 600))
+#: What part of a call's mean energy of the echo counts as silence.
+QUIET = 0.003
 #: Filters whose loss is beyond, in dB, have diverged: the step leaves them out, they begin again.
 DIVERGED = 10.0
 
@@ -658,13 +660,14 @@ class Batch:
         signals: far end, microphone and echo, float32 (calls, 3, time).
         bins: at which frequencies of each call, (calls, bins).
         is_new: whether the call begins, or goes on from the step before, (calls,).
-        is_heard: whether there is an echo, (calls,).
+        floor: what is added to the error's and the echo's energy, (calls,): a small part of what
+            the echo usually has, that there is a measure also where nobody speaks.
     """
 
     signals: np.ndarray
     bins: np.ndarray
     is_new: np.ndarray
-    is_heard: np.ndarray
+    floor: np.ndarray
 
 
 class Calls:
@@ -683,6 +686,7 @@ class Calls:
         count = plan.batch_size
         self._scene, self._place, self._left = (np.zeros(count, int) for _ in range(3))
         self._volume, self._bins = np.ones(count), np.zeros((count, plan.bins), int)
+        self._floor = np.zeros(count, np.float32)
         self._is_first = True
 
     def next(self) -> Batch:
@@ -690,19 +694,17 @@ class Calls:
         scenes, count = self._scenes, self._plan.batch_size
         samples = (FRAMES - 1) * HOP + WINDOW
         signals = np.zeros((count, 3, samples), np.float32)
-        is_new, is_heard = self._left < FRAMES, np.zeros(count, bool)
+        is_new = self._left < FRAMES
         for k in range(count):
             if is_new[k]:
                 self._begin(k)
             part = slice(self._place[k], self._place[k] + samples)
             far, echo, near, noise = (x[self._scene[k], part] for x in vars(scenes).values())
             signals[k] = far * self._volume[k], echo + near + noise, echo
-            whole = scenes.echo[self._scene[k], ::16].astype(np.float32)
-            is_heard[k] = _level(signals[k, 2]) > 0.1 * _level(whole)
             self._place[k] += FRAMES * HOP
             self._left[k] -= FRAMES
         self._is_first = False
-        return Batch(signals / 32768, self._bins.copy(), is_new, is_heard)
+        return Batch(signals / 32768, self._bins.copy(), is_new, self._floor.copy())
 
     def _begin(self, k: int) -> None:
         """Take a call from anywhere in a scene; the first are shorter, that not all end at once."""
@@ -715,6 +717,9 @@ class Calls:
         self._left[k] = shorter if self._is_first else length
         self._bins[k] = generator.permutation(BINS)[: self._plan.bins]
         self._volume[k] = 10 ** (generator.uniform(-6, 6) / 20)
+        # The mean energy of a spectrum is that of a sample times the window's.
+        mean = _level(scenes.echo[self._scene[k], ::8] / 32768) ** 2 * 0.375 * WINDOW
+        self._floor[k] = QUIET * mean * FRAMES * self._plan.bins
 
     def drop(self, which: np.ndarray) -> None:
         """Let some calls be over."""
@@ -758,6 +763,7 @@ class Training:
             self.optimizer.load_state_dict(found.tensors["optimizer"])
             self.rounds = [Round(**x) for x in found.state["rounds"]]
         self.step = self._compiled_step()
+        self.canceller = Canceller(self.model)
 
     def _compiled_step(self) -> Callable[..., tuple[palto.Tensor, palto.Tensor, Any]]:
         model, optimizer = self.model, self.optimizer
@@ -765,19 +771,13 @@ class Training:
 
         def follow(_: Any, call: Any) -> tuple[Any, Any]:
             """One call for some frames: its loss in dB, and the state of its filters."""
-            state, signals, bins, is_new = call
-            past, filters, before, memory = state
-            past, filters, before, *rest = (
-                palto.where(is_new, 0.0, x) for x in (past, filters, before, *memory)
-            )
+            state, signals, bins, is_new, floor = call
+            state = tuple(palto.where(is_new, 0.0, x) for x in state)
             kernels = palto.take(all_waves.read(), bins, axis=0)
             far, mic, echo = some_spectra(signals, kernels)
-            state, found = palto.scan(
-                lambda state, frame: model(state, *frame),
-                (past, filters, before, (rest[0], rest[1])), (far, mic),
-            )  # fmt: skip
-            error = palto.sum(palto.square(found - echo))
-            loss = 10 * palto.log10((error + 1e-6) / (palto.sum(palto.square(echo)) + 1e-6))
+            state, found = palto.scan(lambda state, frame: model(state, *frame), state, (far, mic))
+            error, energy = (palto.sum(palto.square(x)) for x in (found - echo, echo))
+            loss = 10 * palto.log10((error + floor) / (energy + floor))
             return (), (loss, state)
 
         @palto.compile
@@ -786,30 +786,25 @@ class Training:
             signals: palto.Tensor,
             bins: palto.Tensor,
             is_new: palto.Tensor,
-            is_heard: palto.Tensor,
+            floor: palto.Tensor,
         ) -> tuple[palto.Tensor, palto.Tensor, State]:
             """The next frames of some calls; see `Batch`. Their loss, losses and states."""
             # One call after the other: what it needs then stays in the processor's caches.
-            _, (losses, states) = palto.scan(follow, (), (states, signals, bins, is_new))
-            kept = (losses.detach() < DIVERGED) & is_heard
+            _, (losses, states) = palto.scan(follow, (), (states, signals, bins, is_new, floor))
+            kept = losses.detach() < DIVERGED
             count = palto.maximum(palto.sum(palto.astype(kept, palto.float32)), 1.0)
             loss = palto.sum(palto.where(kept, losses, 0.0)) / count
             loss.backward()
             optim.clip_grad_norm_(model, 1.0)
             optimizer.step()
-            past, filters, before, memory = states
-            past, filters, before, *rest = (x.detach() for x in (past, filters, before, *memory))
-            return loss, losses, (past, filters, before, (rest[0], rest[1]))
+            return loss, losses, tuple(x.detach() for x in states)
 
         return step
 
     def start(self) -> State:
         """The states of a step's calls, before anything was heard."""
-        one = self.model.start(self.plan.bins)
-        past, filters, before, *rest = (
-            palto.zeros((self.plan.batch_size, *x.shape)) for x in (*one[:3], *one[3])
-        )
-        return past, filters, before, (rest[0], rest[1])
+        count = self.plan.batch_size
+        return tuple(palto.zeros((count, *x.shape)) for x in self.model.start(self.plan.bins))
 
     def run(self, watch: Watch) -> None:
         """Train until all steps are done.
@@ -829,7 +824,6 @@ class Training:
             )
             began = time.perf_counter() - before
             last = min(first + plan.round_steps, plan.steps)
-            self.model.train()
             calls = Calls(scenes, plan, plan.length(first), (plan.seed, 1, first))
             states, told = self.start(), []
             for number in range(first, last):
@@ -840,14 +834,14 @@ class Training:
                     calls.drop(np.ones(plan.batch_size, bool))
                     told.append((0.0, 1.0))
                     continue
-                diverged = ~(losses.numpy() < DIVERGED) & batch.is_heard
+                diverged = ~(losses.numpy() < DIVERGED)
                 calls.drop(diverged)
                 told.append((float(loss), diverged.mean()))
                 if number % 10 == 9:
                     remark = f"loss {np.mean([x for x, _ in told]):.2f} dB"
                     watch("learning", (number + 1) / plan.steps, remark)
             loss, dropped = np.mean(told, axis=0)
-            erle = validate(self.model, held)
+            erle = validate(self.canceller, held)
             best = max((x.erle for x in self.rounds), default=-math.inf)
             returned = best > self.FALL and not erle > best - self.FALL
             if returned:
@@ -916,10 +910,10 @@ def methods(model: KalmanFilter) -> dict[str, Method]:
     }
 
 
-def validate(model: KalmanFilter, scenes: Scenes) -> float:
+def validate(canceller: Canceller, scenes: Scenes) -> float:
     """The mean ERLE of scenes."""
-    clean = Canceller(model).whole
-    return float(np.mean([_scores(clean, scenes, k)["erle"] for k in range(len(scenes.far))]))
+    scores = [_scores(canceller.whole, scenes, k) for k in range(len(scenes.far))]
+    return float(np.mean([x["erle"] for x in scores]))
 
 
 def _scores(method: Method, scenes: Scenes, number: int, speech: bool = False) -> dict[str, float]:
