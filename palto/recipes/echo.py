@@ -224,15 +224,18 @@ def training_scenes(
     folder: Path, count: int, seconds: float, seed: int, watch: Watch
 ) -> tuple[Scenes, Scenes]:
     """Scenes to learn from and for validation, made where they do not lie in the folder yet."""
-    paths = [folder / f"scenes-{k:03d}.safetensors" for k in range(math.ceil(count / PART))]
-    last = folder / "scenes-validation.safetensors"
+    sizes = [min(PART, count - first) for first in range(0, count, PART)]
+    # Names say what is in a file: a folder may hold those of a run that was given up.
+    name = f"scenes-{seed}-{seconds:g}s"
+    paths = [folder / f"{name}-{k:03d}-{n}.safetensors" for k, n in enumerate(sizes)]
+    last = folder / f"{name}-validation.safetensors"
     if not all(path.exists() for path in (*paths, last)):
         voices = _recordings(VOICES, lambda number: number % 10 != 0)
-        for k, path in enumerate(paths):
+        for k, (path, size) in enumerate(zip(paths, sizes, strict=True)):
             watch("making scenes", k / len(paths), f"{k * PART} of {count}")
             if not path.exists():
                 generator = np.random.default_rng((seed, k))
-                kinds = generator.choice(KINDS, size=min(PART, count - k * PART), p=(0.2, 0.4, 0.4))
+                kinds = generator.choice(KINDS, size=size, p=(0.2, 0.4, 0.4))
                 make_scenes(list(kinds), seconds, voices, voices, generator).save(path)
         held = _recordings(VOICES, lambda number: number % 10 == 0)
         generator = np.random.default_rng((seed, 10**6))

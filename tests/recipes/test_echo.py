@@ -112,6 +112,8 @@ def test_scenes_are_made_once(voices, tmp_path, monkeypatch):
     scenes, held = echo.training_scenes(tmp_path, 3, 4.0, 0, silent)
     assert scenes.far.shape == (3, 64_000)
     assert held.far.shape == (4, 64_000)
+    other, _ = echo.training_scenes(tmp_path, 2, 4.0, 1, silent)
+    assert other.far.shape == (2, 64_000)
     monkeypatch.setattr(echo, "make_scenes", None)
     again, _ = echo.training_scenes(tmp_path, 3, 4.0, 0, silent)
     np.testing.assert_array_equal(scenes.echo, again.echo)
