@@ -1,9 +1,13 @@
-"""Adaptive filters, by hand: what a network that takes echoes out of calls is compared with.
+"""Adaptive filters: what a network that takes echoes out of calls is compared with.
 
-Both estimate the room's response from what the loudspeaker is given and what the microphone hears.
+Two are written out here, one is the library SpeexDSP's, if the system has it. All estimate the
+room's response from what the loudspeaker is given and what the microphone hears.
 """
 
 from __future__ import annotations
+
+import ctypes
+from typing import Any
 
 import numpy as np
 
@@ -109,3 +113,56 @@ def frequency_domain_kalman(
         moved[:, block:] = 0
         h += np.fft.rfft(moved)
     return clean[: len(mic)].astype(np.float32)
+
+
+def speexdsp_library() -> Any:
+    """The library SpeexDSP, or None if the system has none."""
+    for name in ("libspeexdsp.so.1", "libspeexdsp.1.dylib", "libspeexdsp.dll"):
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        library.speex_echo_state_init.restype = ctypes.c_void_p
+        return library
+    return None
+
+
+def speexdsp(
+    far: np.ndarray, mic: np.ndarray, *, rate: int = 16_000, frame: int = 256, taps: int = 2048
+) -> np.ndarray:
+    """The microphone less the echo that SpeexDSP's canceller expects, and less its lowest sounds.
+
+    Args:
+        far: what the loudspeaker is given, (time,), in +-1.
+        mic: what the microphone hears, (time,), in +-1.
+        rate: samples a second.
+        frame: samples that it takes at a time.
+        taps: the filter's length in samples.
+
+    Returns:
+        float32 (time,).
+
+    Raises:
+        RuntimeError: the system has no SpeexDSP.
+
+    Valin, "On adjusting the learning rate in frequency domain echo cancellation with double-talk",
+    2007.
+    """
+    library = speexdsp_library()
+    if library is None:
+        raise RuntimeError("this system has no SpeexDSP; Debian's package is libspeexdsp1")
+    count = -(-len(mic) // frame)
+    signals = np.zeros((2, count * frame), np.int16)
+    for row, x in zip(signals, (mic, far[: len(mic)]), strict=True):
+        row[: len(x)] = np.round(np.clip(x, -1, 1) * 32767)
+    clean = np.zeros(count * frame, np.int16)
+    state = ctypes.c_void_p(library.speex_echo_state_init(frame, taps))
+    try:
+        library.speex_echo_ctl(state, 24, ctypes.byref(ctypes.c_int(rate)))  # set the rate
+        for start in range(0, count * frame, frame):
+            now = slice(start, start + frame)
+            pointers = (x[now].ctypes.data for x in (*signals, clean))
+            library.speex_echo_cancellation(state, *(ctypes.c_void_p(x) for x in pointers))
+    finally:
+        library.speex_echo_state_destroy(state)
+    return clean[: len(mic)].astype(np.float32) / 32767

@@ -904,13 +904,15 @@ Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def methods(model: KalmanFilter) -> dict[str, Method]:
-    """What is compared: nothing at all, two adaptive filters, and the network."""
-    return {
+    """What is compared: nothing at all, adaptive filters, and the network."""
+    found: dict[str, Method] = {
         "microphone": lambda far, mic: mic,
         "PNLMS": adaptive.pnlms,
         "Kalman filter": adaptive.frequency_domain_kalman,
-        "network": Canceller(model).whole,
     }
+    if adaptive.speexdsp_library() is not None:
+        found["SpeexDSP"] = adaptive.speexdsp
+    return found | {"network": Canceller(model).whole}
 
 
 def validate(canceller: Canceller, scenes: Scenes) -> float:

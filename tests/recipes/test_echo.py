@@ -402,7 +402,7 @@ def test_from_training_to_a_clean_file_by_the_command_line(
     record = json.loads((run / echo.RECORD).read_text())
     assert set(record["tests"]) == {"double talk", "path change"}
     for scores in record["tests"].values():
-        assert set(scores) == {"microphone", "PNLMS", "Kalman filter", "network"}
+        assert set(scores) - {"SpeexDSP"} == {"microphone", "PNLMS", "Kalman filter", "network"}
         assert scores["microphone"]["erle"] == pytest.approx(0, abs=0.01)
         assert 0 < scores["network"]["stoi"] <= 1
     assert "<svg" in (run / "rounds.svg").read_text()
