@@ -135,7 +135,8 @@ class TorchTraining:
             level = torch.sqrt(_power(x).mean(1, keepdim=True) + echo.SILENCE)
             error = (mic[t] - (x * h).sum(1))[:, None] / level
             size = torch.sqrt(_power(error) + 1e-8)
-            seen = torch.cat([x / level, error * (torch.log1p(size) / size), h - before], 1)
+            error = error * (torch.log1p(size) / size)
+            seen = torch.cat([x / level, error, h - before], 1)
             gain, memory = self.gain(seen, memory)
             moved = h + gain * error
             moved = torch.where(_power(moved).sum(1, keepdim=True) < echo.ENERGY, moved, 0.0)

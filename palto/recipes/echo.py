@@ -342,7 +342,7 @@ class GainNet(nn.Module):
 State = tuple[palto.Tensor, ...]
 
 #: Filters beyond this energy have run away, and begin again.
-ENERGY = 1e3
+ENERGY = 100.0
 #: Added to the mean square of the far end, that nothing is divided by silence.
 SILENCE = 1e-5
 
@@ -364,9 +364,9 @@ class KalmanFilter(nn.Module):
         """A frame: spectra (2, rows) -> the next state, and the echo (2, rows).
 
         With x the last four far frames, h the filters and y the microphone: e = y - x h,
-        h' = h + k e, and the echo is x h'. The gain k of the network is in units of the far end's
-        level, so that it need not know how loud a frequency is; e, which in double talk may be
-        anything, is compressed before the network sees it.
+        h' = h + k e, and the echo is x h'. The network gives k in units of the far end's level, for
+        it need not know how loud a frequency is, and of a compressed e: when the near end speaks
+        while the far end is silent, e is a hundred times too large, and h must not run away.
         """
         past, filters, before, *memory = state
         x = palto.concat([past, far[:, None]], axis=1)
@@ -376,7 +376,7 @@ class KalmanFilter(nn.Module):
         compressed = error * (palto.log1p(size) / size)
         seen = palto.concat([x / level, compressed[:, None], filters - before], axis=1)
         gain, *memory = self.gain(seen, *memory)
-        re, im = error[0], error[1]
+        re, im = compressed[0], compressed[1]
         moved = filters + palto.stack([gain[0] * re - gain[1] * im, gain[0] * im + gain[1] * re])
         energy = palto.sum(palto.square(moved), axis=(0, 1))
         moved = palto.where(energy < ENERGY, moved, 0.0)

@@ -175,7 +175,7 @@ def test_a_frame_is_that_of_the_paper(rng):
         small = error / np.abs(error) * np.log1p(np.abs(error))
         seen = np.concatenate([x / level, small[None], h - before])
         gain, memory = reference_gain(model.gain, seen.T, memory)
-        h, before, past = h + gain.T * error, h, x[1:]
+        h, before, past = h + gain.T * small, h, x[1:]
         np.testing.assert_allclose(complex_of(state[1]), h, atol=1e-4)
         np.testing.assert_allclose(complex_of(found), (x * h).sum(0), atol=1e-4)
 
