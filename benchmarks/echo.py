@@ -173,7 +173,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         training = echo.Training(folder, echo.Plan())
-    peer = TorchTraining(training.model, lambda x: torch.optim.Adam(x, 2e-3, fused=True))
+    peer = TorchTraining(training.model, lambda x: torch.optim.Adam(x, 3e-3, fused=True))
     ours, theirs = training.start(), None
     times: tuple[list[float], list[float]] = ([], [])
     for batch in batches(steps=options.steps + 1):

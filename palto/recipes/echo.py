@@ -600,7 +600,7 @@ class Plan:
     """Calls in a step."""
     bins: int = 64
     """Frequencies of each call that are looked at, other ones in each call."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """The learning rate that warming up leads to; it then falls to zero."""
     scenes: int = 300
     """How many scenes to learn from."""
