@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 import sys
 from typing import Annotated, Any
@@ -10,12 +11,13 @@ from typing import Annotated, Any
 import tyro
 
 from palto.cli.compare import Compare
+from palto.cli.drive import Drive
 from palto.cli.label import Label
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.cli.serve import Serve
 from palto.data import DataUnavailableError
-from palto.extras import MissingExtraError
+from palto.extras import MissingExtraError, require
 from palto.train.trainer import TrainingStopped
 
 #: Each is a dataclass of its options with a method `run`, which returns the exit status.
@@ -31,7 +33,12 @@ _COMMANDS: dict[str, Any] = {
     "summary": Summary,
     "data": Data,
     "label": Label,
+    "drive": Drive,
 }
+
+#: `palto train NAME` trains these applications, each by the class `Command` of cli/train_NAME.py,
+#: which is imported only then, for it may need its extra's libraries: the extra, and one of them.
+_APPLICATIONS = {"drive": "gymnasium"}
 
 #: Errors whose message says all: where in Palto they were noticed helps nobody here.
 _EXPLAINED = (
@@ -42,20 +49,34 @@ _EXPLAINED = (
 def main(words: list[str] | None = None) -> int:
     """Run the command line; the words after `palto` by default."""
     words = sys.argv[1:] if words is None else words
-    markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
-    markers["train"] = tyro.conf.subcommand("train", default=preset_named(words))
-    kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]
-    any_of_them: Any = functools.reduce(operator.or_, kinds)
-    command = tyro.cli(
-        any_of_them,
-        prog="palto",
-        description="Deep learning that fits the computer you have.",
-        args=words,
-    )
     try:
-        return int(command.run())
+        return int(_command(words).run())
     except _EXPLAINED as error:
         print(f"palto: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"       {note}", file=sys.stderr)
         return 2
+
+
+def _command(words: list[str]) -> Any:
+    """The command that the words ask for, with its options.
+
+    Raises:
+        MissingExtraError: the libraries of an application are not installed.
+        SystemExit: help was asked for, or something that is not understood.
+    """
+    if words[:1] == ["train"] and words[1:2] and words[1] in _APPLICATIONS:
+        name = words[1]
+        require(_APPLICATIONS[name], name, f"palto train {name}")
+        kind = importlib.import_module(f"palto.cli.train_{name}").Command
+        return tyro.cli(kind, prog=f"palto train {name}", args=words[2:])
+    markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
+    markers["train"] = tyro.conf.subcommand("train", default=preset_named(words))
+    kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]
+    any_of_them: Any = functools.reduce(operator.or_, kinds)
+    return tyro.cli(
+        any_of_them,
+        prog="palto",
+        description="Deep learning that fits the computer you have.",
+        args=words,
+    )

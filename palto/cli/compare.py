@@ -219,7 +219,8 @@ def write_report(results: Results, folder: Path) -> Path:
             "![Accuracy with and without augmentation, and the gain](augmentation.svg)",
         ]
     parts += [
-        f"The network takes {setting['epochs']} epochs, and at least {setting['steps']:,} steps. "
+        f"The network is {setting['model']}; it takes {setting['epochs']} epochs, and at least "
+        f"{setting['steps']:,} steps. "
         f"Measured on {about['date']}; {about['processor']}; Palto {about['palto']}, Python "
         f"{about['python']}.",
     ]

@@ -42,6 +42,8 @@ class Train(Config):
     On a table: palto train table.csv --target price
 
     Better: palto train --model lenet --augment crop flip --epochs 20
+
+    An application instead, the self-driving car: palto train drive --help
     """
 
     data: Positional[str] = "fashion-mnist"

@@ -33,7 +33,7 @@ import palto
 from palto import data, nn, optim, train
 from palto.classical import Features, Reduced, choose, classifier, hog
 from palto.extras import require
-from palto.train.run import AugmentName, build_augmentation, versions
+from palto.train.run import AugmentName, ModelName, build_augmentation, build_model, versions
 
 Method = Literal[
     "hog-logistic", "hog-svm", "hog-boosting", "pixels-svm", "network", "network-augmented"
@@ -63,6 +63,8 @@ class Plan:
     """How often: each time with other examples and other first weights."""
     methods: tuple[Method, ...] = tuple(METHODS)
     """What to compare."""
+    model: ModelName = "fast_resnet"
+    """The network."""
     augment: tuple[AugmentName, ...] = ("crop", "flip")
     """How `network-augmented` changes images. Leave out flip where left and right differ."""
     epochs: int = 8
@@ -259,7 +261,7 @@ def network(job: Job, images: Images, plan: Plan) -> Outcome:
     image, classes = learn[0][0].shape, len(images.train.classes)
     names = plan.augment if job.method == "network-augmented" else ()
     begun = time.perf_counter()
-    model = nn.models.fast_resnet(classes, image)
+    model = build_model(plan.model, image, classes)
     rate = optim.schedules.one_cycle(HIGHEST_RATE, epochs * len(loader), pct_start=0.25)
     trainer = train.Trainer(
         model,
@@ -472,6 +474,7 @@ def run(
         "image": list(images.train[0][0].shape),
         "classes": list(images.train.classes),
         "licence": images.train.licence,
+        "model": plan.model,
         "augment": list(plan.augment),
         "epochs": plan.epochs,
         "steps": plan.steps,
