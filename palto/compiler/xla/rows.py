@@ -50,13 +50,6 @@ def _cast(x: Array, *, dtype: Any) -> Array:
     return x.astype(dtype)
 
 
-def _floor_divide(x: Array, y: Array) -> Array:
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        return jnp.floor_divide(x, y)
-    quotient = jnp.floor_divide(x, y)
-    return jnp.where(y == 0, x / y, quotient)  # an infinity, as in NumPy
-
-
 # Movement
 
 
@@ -295,7 +288,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "subtract": jnp.subtract,
     "multiply": jnp.multiply,
     "divide": jnp.divide,
-    "floor_divide": _floor_divide,
+    "floor_divide": jnp.floor_divide,
     "remainder": jnp.remainder,
     "pow": jnp.power,
     "atan2": jnp.arctan2,
