@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from palto.compiler.trace import Recording
 from palto.tensor.graph import Array
 from palto.tensor.tensor import Tensor
+
+
+class LostProcessError(RuntimeError):
+    """A process that computes with this one has ended or cannot be reached."""
 
 
 class Runnable(ABC):
@@ -36,7 +39,17 @@ class Runnable(ABC):
 
 
 class Executor(ABC):
-    """Makes programs."""
+    """Makes programs.
+
+    Attributes:
+        rank: the number of this process among those that run the same programs together.
+        processes: how many these are.
+        parts: among how many devices of all of them a batch is shared.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    parts: int = 1
 
     @abstractmethod
     def program(
@@ -53,6 +66,21 @@ class Executor(ABC):
     def argument(self, tensor: Tensor) -> Array:
         """The value of an argument, as programs take it."""
         return dense(tensor.array())
+
+    # Several processes
+
+    @property
+    def alone(self) -> Executor:
+        """The same without the other processes."""
+        return self
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The batch of which every process has a part (N / processes, ...), in order of rank."""
+        return part
+
+    def gathered(self, value: int) -> list[int]:
+        """A number of each process; all of them call this."""
+        return [value]
 
 
 def dense(array: Array) -> Array:

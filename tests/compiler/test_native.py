@@ -1,8 +1,10 @@
 """Programs against the same functions run at once: every primitive, layer and model.
 
-A test that takes `executor` runs by each of them, by XLA on a part of its examples. Whatever runs a program, it must compute what NumPy computes, to rounding; give the same bits with
+Whatever runs a program, it must compute what NumPy computes, to rounding; give the same bits with
 any number of threads; refuse what NumPy refuses and leave every cell as it was; and never hand out
 memory that a later call writes to.
+
+A test that takes `executor` runs by each of them, by XLA on a part of its examples.
 """
 
 import gc

@@ -26,7 +26,7 @@ class XLA(Executor):
             them where its length is a multiple of their number; cells are on every one. Results are
             those of one device, up to rounding.
         every_process: whether the devices are so many of each process that `join` has brought
-            together, and every process calls every program; see :mod:`palto.compiler.xla.processes`.
+            together. Every process then calls every program.
 
     Raises:
         ValueError: fewer than one device; when the first program is made, there are not as many.
@@ -38,23 +38,46 @@ class XLA(Executor):
             raise ValueError(f"devices is a whole number from 1 up, got {devices!r}")
         self.devices = devices
         self.every_process = every_process
+        if every_process:
+            from palto.compiler.xla import processes
+
+            self.rank, self.processes = processes.rank(), processes.count()
+        self.parts = devices * self.processes
 
     @property
-    def place(self) -> Any:
-        """Where programs run."""
+    def _place(self) -> Any:
         return _programs().place(self.devices, self.every_process)
 
     def program(
         self, recording: Recording, greatest: Mapping[str, int], *, keep_grad: bool
     ) -> Runnable:
         """See `Executor`."""
-        made: Runnable = _programs().Program(recording, self.place, keep_grad=keep_grad)
+        made: Runnable = _programs().Program(recording, self._place, keep_grad=keep_grad)
         return made
 
     def argument(self, tensor: Tensor) -> Array:
         """See `Executor`; what is on these devices stays there."""
-        value: Array = _programs().value_at(tensor, self.place)
+        value: Array = _programs().value_at(tensor, self._place)
         return value
+
+    @property
+    def alone(self) -> XLA:
+        """See `Executor`."""
+        return XLA(self.devices)
+
+    def whole(self, part: Tensor) -> Tensor:
+        """See `Executor`."""
+        if self.processes == 1:
+            return part
+        batch: Tensor = _programs().whole(part, self._place, self.processes)
+        return batch
+
+    def gathered(self, value: int) -> list[int]:
+        """See `Executor`."""
+        if self.processes == 1:
+            return [value]
+        values: list[int] = _programs().gathered(value)
+        return values
 
 
 @functools.cache

@@ -87,8 +87,15 @@ class Lowering:
             bad |= x.astype(jnp.int64) >= at(check.high, self._sizes)
         if not check.allows_zero:
             bad |= x == jnp.zeros((), x.dtype)
-        self.failures.append((bad.any(), x[jnp.argmax(bad)].astype(jnp.int64)))
-        self.errors.append(check.error)
+        self._note(bad, x.astype(jnp.int64), check.error)
+
+    def demand(self, condition: Array, error: Error) -> None:
+        """Let a condition of the user's hold."""
+        self._note(~condition.reshape(1), jnp.zeros(1, jnp.int64), error)
+
+    def _note(self, bad: Array, values: Array, error: Error) -> None:
+        self.failures.append((bad.any(), values[jnp.argmax(bad)]))
+        self.errors.append(error)
 
     def inside(self, graph: Graph, inputs: Sequence[Array]) -> tuple[list[Array], list[Failure]]:
         """Of a loop's body: the values of the outputs, and the failures of one step."""
@@ -103,8 +110,7 @@ class Lowering:
         """The failures of all steps of the loop that `inside` was of last, stacked."""
         for (bad, value), error in zip(failures, self._errors_inside, strict=True):
             if bad.size:
-                self.failures.append((bad.any(), value[jnp.argmax(bad)]))
-                self.errors.append(error)
+                self._note(bad, value, error)
 
     def first_failure(self) -> Array | None:
         """The number of the first check that has failed, or -1, and its value; None without any."""

@@ -1,9 +1,9 @@
 """Programs by XLA: a recording as one function that JAX compiles, and the cells that it works on.
 
-A cell that such a program has read or written holds a `DeviceTensor`: its value stays on the devices
-between calls, and NumPy's side of it is fetched when somebody asks. What a program writes is written
-over the old value (JAX's donation), unless somebody else holds that. Since the old value is gone
-then, a program whose checks fail gives it back as the new one.
+A cell that such a program has read or written holds a `DeviceTensor`: its value stays on the
+devices between calls, and NumPy's side of it is fetched when somebody asks. What a program writes
+is written over the old value (JAX's donation), unless somebody else holds that. Since the old value
+is gone then, a program whose checks fail gives it back as the new one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from palto.compiler.checks import Error, condition_error
 from palto.compiler.executor import Runnable, dense
-from palto.compiler.nests import Check
 from palto.compiler.program import ALONE, running
 from palto.compiler.trace import Recording
 from palto.compiler.xla.lowering import Lowering
+from palto.compiler.xla.processes import noticing_losses
 from palto.tensor.graph import Array
 from palto.tensor.tensor import Cell, Tensor
 
@@ -102,9 +103,10 @@ class DeviceTensor(Tensor):
 
     @property
     def _value(self) -> Array:
-        host = _HOST.__get__(self)
+        host: Array | None = _HOST.__get__(self)
         if host is None:
-            host = np.asarray(self.device, order="C")
+            with noticing_losses():
+                host = np.asarray(self.device, order="C")
             _HOST.__set__(self, host)
         return host
 
@@ -127,6 +129,30 @@ def value_at(tensor: Tensor, where: Place) -> Any:
     if isinstance(tensor, DeviceTensor) and tensor.where is where:
         return tensor.device
     return dense(tensor.array())
+
+
+def whole(part: Tensor, where: Place, processes: int) -> DeviceTensor:
+    """A batch on all devices, of which this process has a part.
+
+    Raises:
+        ValueError: the devices of this process cannot share its part.
+    """
+    shape = (part.shape[0] * processes, *part.shape[1:])
+    if shape[0] % where.count:
+        raise ValueError(
+            f"{where.count} devices cannot share a batch of {shape[0]} examples; let batch_size be "
+            "a multiple of the number of devices, and the loader drop_last"
+        )
+    with jax.enable_x64(True):
+        array = jax.make_array_from_process_local_data(where.parts, np.array(part.array()), shape)
+    return DeviceTensor(array, where)
+
+
+def gathered(value: int) -> list[int]:
+    """A number of each process."""
+    with jax.enable_x64(True), noticing_losses():
+        found: list[int] = process_allgather(np.int64(value)).tolist()
+    return found
 
 
 class Program(Runnable):
@@ -166,8 +192,9 @@ class Program(Runnable):
             ]
             over = [self._take(recording.reads[n]) for n in self._over]
             beside = [self._look(recording.reads[n]) for n in self._beside]
-            returned, written, grads, failure = function(given, over, beside)
-            number, value = (-1, 0) if failure is None else np.asarray(failure).tolist()
+            with noticing_losses():
+                returned, written, grads, failure = function(given, over, beside)
+                number, value = (-1, 0) if failure is None else np.asarray(failure).tolist()
             lost = {id(recording.reads[n]) for n in self._over}
             for cell, array in zip(recording.writes, written, strict=True):
                 if number < 0 or id(cell) in lost:
@@ -224,12 +251,10 @@ class Program(Runnable):
         outputs = lowering.evaluate(self._graph, [*given, *cells])
         ends = np.cumsum([len(recording.severed), len(recording.writes), len(recording.checks)])
         returned, written, conditions, grads = (
-            outputs[start:end]
-            for start, end in zip([0, *ends], [*ends, len(outputs)], strict=True)
+            outputs[start:end] for start, end in zip([0, *ends], [*ends, len(outputs)], strict=True)
         )
         for condition, message in zip(conditions, recording.checks, strict=True):
-            error = functools.partial(condition_error, message)
-            lowering.check(condition, Check(None, None, None, False, error))
+            lowering.demand(condition, functools.partial(condition_error, message))
         errors[:] = lowering.errors
         failure = lowering.first_failure()
         old = dict(zip([recording.reads[n] for n in self._over], over, strict=True))

@@ -1,8 +1,8 @@
 """What each primitive is in JAX: the table of the XLA executor.
 
-A row takes the lowering that it is part of, the operation's inputs as JAX arrays of exact shapes and
-its parameters, and gives what the primitive's NumPy meaning gives. Indices need not be looked at
-here: the program's checks do that, and no value that they refuse reaches a cell.
+A row takes the lowering that it is part of, the operation's inputs as JAX arrays and its
+parameters, and gives what the primitive's NumPy meaning gives. Indices need not be looked at here:
+the program's checks do that, and no value that they refuse reaches a cell.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -137,9 +136,7 @@ def _window_max(x: Array, *, window: Ints, stride: Ints, padding: Pairs) -> tupl
     return best, seen
 
 
-def _window_take(
-    x: Array, indices: Array, *, window: Ints, stride: Ints, padding: Pairs
-) -> Array:
+def _window_take(x: Array, indices: Array, *, window: Ints, stride: Ints, padding: Pairs) -> Array:
     padded = _bordered(x, padding, 0)
     result = jnp.zeros(indices.shape, x.dtype)
     for position, offset in _offsets(window):
@@ -187,9 +184,7 @@ def _gather(x: Array, *indices: Array, axis: int, role: str) -> Array:
     return x.at[where].get(mode="clip")
 
 
-def _scatter_add(
-    updates: Array, *indices: Array, sizes: Ints, axis: int, role: str
-) -> Array:
+def _scatter_add(updates: Array, *indices: Array, sizes: Ints, axis: int, role: str) -> Array:
     rest = updates.shape[axis + indices[0].ndim :]
     result = jnp.zeros((*updates.shape[:axis], *sizes, *rest), updates.dtype)
     if 0 in sizes:
