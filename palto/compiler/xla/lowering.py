@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
 
 from palto.compiler.checks import Error, checks_of
 from palto.compiler.nests import Check
@@ -25,14 +27,20 @@ class Lowering:
 
     Args:
         sizes: the run-time sizes, which are lengths like others here.
+        parts: how the first axis is shared among devices.
+        batches: the lengths of axes that are shared.
 
     Attributes:
         failures: of each check so far, in the order in which NumPy would notice.
         errors: for each of them what makes the error of a value.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, sizes: Mapping[str, int], parts: NamedSharding, batches: Collection[int]
+    ) -> None:
         self._sizes = sizes
+        self._parts = parts
+        self._batches = batches
         self.failures: list[Failure] = []
         self.errors: list[Error] = []
         self._errors_inside: list[Error] = []
@@ -58,6 +66,12 @@ class Lowering:
         for check in checks_of(graph):
             self.check(find(check.tensor), check)
         return [find(x) for x in graph.outputs]
+
+    def shared(self, x: Array) -> Array:
+        """Share a batch among the devices again, where XLA would let each compute all of it."""
+        if x.ndim and x.shape[0] in self._batches:
+            x = lax.with_sharding_constraint(x, self._parts)
+        return x
 
     def _fixed(self, value: Any) -> Any:
         """A parameter at these sizes."""

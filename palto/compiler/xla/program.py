@@ -47,10 +47,13 @@ class Place:
     parts: NamedSharding
     count: int
 
+    def shares(self, shape: tuple[int, ...]) -> bool:
+        """Whether the devices can share the first axis."""
+        return self.count > 1 and len(shape) > 0 and shape[0] % self.count == 0
+
     def put(self, array: Array, *, shared: bool = False) -> Any:
         """An array of this process on the devices; where it is `shared`, and can be, in parts."""
-        divides = shared and array.ndim > 0 and array.shape[0] % self.count == 0
-        sharding = self.parts if divides else self.copies
+        sharding = self.parts if shared and self.shares(array.shape) else self.copies
         if sharding.is_fully_addressable:
             return jax.device_put(array, sharding, may_alias=False)
         return jax.make_array_from_callback(
@@ -247,7 +250,8 @@ class Program(Runnable):
         for places, values in ((self._over, over), (self._beside, beside)):
             for n, value in zip(places, values, strict=True):
                 cells[n] = value
-        lowering = Lowering(sizes)
+        batches = {x.shape[0] for x in given if self._where.shares(x.shape)}
+        lowering = Lowering(sizes, self._where.parts, batches)
         outputs = lowering.evaluate(self._graph, [*given, *cells])
         ends = np.cumsum([len(recording.severed), len(recording.writes), len(recording.checks)])
         returned, written, conditions, grads = (

@@ -176,12 +176,12 @@ def _window_sum(
 # Indexing
 
 
-def _gather(x: Array, *indices: Array, axis: int, role: str) -> Array:
+def _gather(lowering: Lowering, x: Array, *indices: Array, axis: int, role: str) -> Array:
     rest = x.shape[axis + len(indices) :]
     if 0 in x.shape[axis : axis + len(indices)]:  # no index is in range
         return jnp.zeros((*x.shape[:axis], *indices[0].shape, *rest), x.dtype)
     where = (slice(None),) * axis + tuple(index.astype(jnp.int64) for index in indices)
-    return x.at[where].get(mode="clip")
+    return lowering.shared(x.at[where].get(mode="clip"))
 
 
 def _scatter_add(updates: Array, *indices: Array, sizes: Ints, axis: int, role: str) -> Array:
@@ -318,7 +318,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "window_take": _window_take,
     "window_put": _window_put,
     "window_sum": _window_sum,
-    "gather": _gather,
     "scatter_add": _scatter_add,
     "sort": _sort,
     "argmax": lambda x, *, axis: jnp.argmax(x, axis).astype(jnp.int64),
@@ -330,6 +329,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 #: By the primitive's name.
 TABLE: dict[str, Row] = {
     **{name: _plain(function) for name, function in _PLAIN.items()},
+    "gather": _gather,
     "composite": _composite,
     "scan": _scan,
 }
