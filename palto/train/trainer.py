@@ -137,15 +137,18 @@ class Trainer:
                 not begin with the same weights at the same step.
         """
         self._stop_asked = False
-        self._meet(train)
-        with _polite_signals(self._ask_to_stop):
-            while self._at.epoch < epochs and not self._stop_asked:
-                self._epoch(train, epochs)
-                if self._stop_asked:
-                    break
-                entry = self._close_epoch(train, validation)
-                if self._should_stop_early(entry):
-                    break
+        try:
+            self._meet(train)
+            with _polite_signals(self._ask_to_stop):
+                while self._at.epoch < epochs and not self._stop_asked:
+                    self._epoch(train, epochs)
+                    if self._stop_asked:
+                        break
+                    entry = self._close_epoch(train, validation)
+                    if self._should_stop_early(entry):
+                        break
+        except LostProcessError as error:
+            raise TrainingStopped(f"training stopped after step {self._at.step}: {error}") from error
         if self._stop_asked:
             self._save(train)
         return self.history
@@ -200,10 +203,6 @@ class Trainer:
         try:
             whole = self.executor.whole
             return float(self._step(whole(inputs), whole(targets)))
-        except LostProcessError as error:
-            raise TrainingStopped(
-                f"training stopped at step {self._at.step + 1}: {error}"
-            ) from error
         except FloatingPointError as error:
             where = self._first_not_finite(inputs, targets)
             raise TrainingStopped(
