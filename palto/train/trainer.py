@@ -148,7 +148,9 @@ class Trainer:
                     if self._should_stop_early(entry):
                         break
         except LostProcessError as error:
-            raise TrainingStopped(f"training stopped after step {self._at.step}: {error}") from error
+            raise TrainingStopped(
+                f"training stopped after step {self._at.step}: {error}"
+            ) from error
         if self._stop_asked:
             self._save(train)
         return self.history

@@ -5,7 +5,9 @@ holds never changes, and checks leave every cell as it was although its old valu
 """
 
 import gc
+import signal
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -15,6 +17,7 @@ import palto
 from palto import nn, optim
 from palto.compiler import XLA, executors
 from palto.compiler.executors import chosen
+from palto.tensor.graph import check
 
 jax = pytest.importorskip(
     "jax", reason="JAX is not installed: programs by XLA are skipped (pip install palto[xla])"
@@ -153,6 +156,28 @@ def test_a_failed_check_gives_the_old_values_back():
     step(np.array(1))
     np.testing.assert_array_equal(cell, [6, 12])
     np.testing.assert_array_equal(other, [7])
+
+
+def test_ctrl_c_never_loses_a_value():
+    cell = palto.Cell(np.zeros((600, 600), "f"))
+
+    @palto.compile(executor="xla")
+    def step(x):
+        check(palto.isfinite(x).all(), "x is not finite")
+        last, _ = palto.scan(lambda c, _: (c @ x, None), palto.eye(600), length=40)
+        cell.assign(cell + last)
+
+    x = np.eye(600, dtype="f")
+    step(x)
+    for number in range(12):
+        before = float(cell[0, 0])
+        timer = threading.Timer(0.01 + 0.02 * number, signal.raise_signal, [signal.SIGINT])
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            while True:
+                step(x)
+        assert before <= float(cell[0, 0]) == round(float(cell[1, 1]))
+    step(x)
 
 
 def test_a_device_tensor_is_a_tensor_like_others():

@@ -82,6 +82,8 @@ def join(coordinator: str, processes: int, rank: int) -> None:
             f"{processes - 1}, got {rank}"
         )
     jax = require("jax", "xla", "a run of several processes")
+    # It would take the signal by which a run is asked to stop.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator, processes, rank, coordinator_bind_address=coordinator,
@@ -95,8 +97,8 @@ def join(coordinator: str, processes: int, rank: int) -> None:
     _joined.coordinator, _joined.rank, _joined.count = coordinator, rank, processes
     witness = subprocess.Popen(
         [sys.executable, "-c", _LAST_WORDS,
-         f"palto: process {rank} of {processes} ended before its work was done; if it was not "
-         f"killed itself, process 0 at {coordinator} has ended. {_REMEDY}"],
+         f"palto: process {rank} of {processes} ended before its work was done: unless it was "
+         f"killed itself, another one is lost or out of reach. {_REMEDY}"],
         stdin=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -195,19 +195,29 @@ class Program(Runnable):
             ]
             over = [self._take(recording.reads[n]) for n in self._over]
             beside = [self._look(recording.reads[n]) for n in self._beside]
+            done: list[Any] = []
+            try:
+                with noticing_losses():  # a call that Ctrl-C cannot part from what it gave
+                    done.extend(map(function, [given], [over], [beside]))
+            finally:
+                for results in done:
+                    self._hold(results[1])
+            returned, _, aside, grads, failure = done[0]
             with noticing_losses():
-                returned, written, grads, failure = function(given, over, beside)
                 number, value = (-1, 0) if failure is None else np.asarray(failure).tolist()
-            lost = {id(recording.reads[n]) for n in self._over}
-            for cell, array in zip(recording.writes, written, strict=True):
-                if number < 0 or id(cell) in lost:
-                    cell.hold(DeviceTensor(array, where, requires_grad=cell.requires_grad))
-        if number >= 0:
-            raise errors[number](value, sizes)
+            if number >= 0:
+                raise errors[number](value, sizes)
+            self._hold(aside)
         return (
             [DeviceTensor(x, where) for x in returned],
             [DeviceTensor(x, where) for x in grads],
         )
+
+    def _hold(self, written: Mapping[int, Any]) -> None:
+        """Let cells hold new values, each under its place among those that the program writes."""
+        for place, array in written.items():
+            cell = self._recording.writes[place]
+            cell.hold(DeviceTensor(array, self._where, requires_grad=cell.requires_grad))
 
     def _take(self, cell: Cell) -> Any:
         """The value of a cell, to be written over."""
@@ -244,7 +254,13 @@ class Program(Runnable):
     def _compute(
         self, sizes: dict[str, int], errors: list[Error], given: Any, over: Any, beside: Any
     ) -> Any:
-        """What JAX traces."""
+        """What JAX traces.
+
+        Returns:
+            The tensors returned; of the cells written the new values, apart those whose old ones
+            were given away, which are the old ones where a check has failed; the gradients; the
+            first failure.
+        """
         recording = self._recording
         cells: list[Any] = [None] * len(recording.reads)
         for places, values in ((self._over, over), (self._beside, beside)):
@@ -261,16 +277,19 @@ class Program(Runnable):
             lowering.demand(condition, functools.partial(condition_error, message))
         errors[:] = lowering.errors
         failure = lowering.first_failure()
-        old = dict(zip([recording.reads[n] for n in self._over], over, strict=True))
-        if failure is not None:
-            written = [
-                jnp.where(failure[0] < 0, new, old[cell]) if cell in old else new
-                for cell, new in zip(recording.writes, written, strict=True)
-            ]
         # What goes in and out as it is would be one array in two places, of which one is donated.
         inputs = {id(x) for x in (*given, *over, *beside)}
-        own = [
+        returned, written, grads = (
             [jnp.copy(x) if id(x) in inputs else x for x in part]
             for part in (returned, written, grads)
-        ]
-        return (*own, failure)
+        )
+        old = {id(recording.reads[n]): value for n, value in zip(self._over, over, strict=True)}
+        taken, aside = {}, {}
+        for place, (cell, new) in enumerate(zip(recording.writes, written, strict=True)):
+            if id(cell) not in old:
+                aside[place] = new
+            elif failure is None:
+                taken[place] = new
+            else:
+                taken[place] = jnp.where(failure[0] < 0, new, old[id(cell)])
+        return returned, taken, aside, grads, failure
