@@ -158,6 +158,15 @@ def test_a_failed_check_gives_the_old_values_back():
     np.testing.assert_array_equal(other, [7])
 
 
+def test_an_argument_may_be_written_to_after_the_call():
+    step = palto.compile(lambda x: (x + 1, palto.sum(x, 1)), executor="xla")
+    for number in range(30):
+        x = np.full((400, 1000), number, "f")
+        more, total = step(x)
+        x[:] = -5
+        assert (more.array() == number + 1).all() and (total.array() == number * 1000).all()
+
+
 def test_ctrl_c_never_loses_a_value():
     cell = palto.Cell(np.zeros((600, 600), "f"))
 

@@ -51,7 +51,7 @@ class Lowering:
 
         def find(x: Any) -> Array:
             if id(x) not in values:
-                values[id(x)] = jnp.asarray(x.array())
+                values[id(x)] = jnp.array(x.array())
             return values[id(x)]
 
         for operation in graph.operations:

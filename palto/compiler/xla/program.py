@@ -54,8 +54,9 @@ class Place:
     def put(self, array: Array, *, shared: bool = False) -> Any:
         """An array of this process on the devices; where it is `shared`, and can be, in parts."""
         sharding = self.parts if shared and self.shares(array.shape) else self.copies
+        # A copy, since JAX may go on reading the array, or keep it as the value, after this.
         if sharding.is_fully_addressable:
-            return jax.device_put(array, sharding, may_alias=False)
+            return jax.device_put(np.array(array), sharding)
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: np.array(array[index])
         )
