@@ -214,6 +214,21 @@ def test_processes_that_do_not_begin_alike():
         assert "the processes do not begin alike" in out
 
 
+ALONE = """
+    import sys
+    from palto.compiler.xla import processes
+
+    processes._PATIENCE = 3
+    processes.join(sys.argv[1], 2, 1)
+"""
+
+
+def test_a_process_that_nobody_meets():
+    status, _, errors = ended(start(["-c", textwrap.dedent(ALONE), free_address()]))
+    assert status != 0
+    assert "another one is lost, out of reach, or was not started in 3 seconds" in errors
+
+
 def test_a_batch_that_devices_cannot_share():
     model = nn.Linear(4, 3)
     trainer = train.Trainer(

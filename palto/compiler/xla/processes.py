@@ -41,7 +41,6 @@ if sys.stdin.read() != "fine":
 class _Joined:
     """What this process is among the others."""
 
-    coordinator: str = ""
     rank: int = 0
     count: int = 1
     is_lost: bool = False
@@ -82,6 +81,22 @@ def join(coordinator: str, processes: int, rank: int) -> None:
             f"{processes - 1}, got {rank}"
         )
     jax = require("jax", "xla", "a run of several processes")
+    witness = subprocess.Popen(
+        [sys.executable, "-c", _LAST_WORDS,
+         f"palto: process {rank} of {processes} ended before its work was done: unless it was "
+         "killed itself, another one is lost, out of reach, or was not started in "
+         f"{_PATIENCE} seconds. {_REMEDY}"],
+        stdin=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    @atexit.register
+    def leave() -> None:
+        witness.communicate("fine")
+        if _joined.is_lost:  # JAX would wait for the lost one, and then abort
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
+
     # It would take the signal by which a run is asked to stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -92,24 +107,11 @@ def join(coordinator: str, processes: int, rank: int) -> None:
         )  # fmt: skip
     except RuntimeError as error:
         raise ConnectionError(
-            f"process {rank} of {processes} did not meet the others at {coordinator}: {error}"
+            f"process {rank} of {processes} cannot meet the others at {coordinator}: {error}"
         ) from error
-    _joined.coordinator, _joined.rank, _joined.count = coordinator, rank, processes
-    witness = subprocess.Popen(
-        [sys.executable, "-c", _LAST_WORDS,
-         f"palto: process {rank} of {processes} ended before its work was done: unless it was "
-         f"killed itself, another one is lost or out of reach. {_REMEDY}"],
-        stdin=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-    @atexit.register  # before JAX's own, which would wait for the lost one and then abort
-    def leave() -> None:
-        if _joined.count > 1:
-            witness.communicate("fine")
-        if _joined.is_lost:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(2)
+    _joined.rank, _joined.count = rank, processes
+    atexit.unregister(leave)
+    atexit.register(leave)  # again, so that it comes before JAX's own
 
 
 @contextmanager
