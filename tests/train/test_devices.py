@@ -148,9 +148,10 @@ def assert_alike(found, wanted, rtol):
             np.testing.assert_allclose(one[name], other[name], rtol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_process_ends_the_run_and_another_number_goes_on(unbroken, tmp_path, victim):
-    folder, wanted = unbroken
+@pytest.fixture
+def two_processes(unbroken, tmp_path):
+    """Two processes of two devices each, in the third epoch of a run; and the run's folder."""
+    folder, _ = unbroken
     run, address = tmp_path / "run", free_address()
     processes = [
         start(
@@ -164,21 +165,41 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(unbroken, tmp_
     try:
         while len(history(run) if run.exists() else []) < 2 and time.monotonic() < latest:
             time.sleep(0.05)
-        processes[victim].send_signal(signal.SIGKILL)
-        _, _, last_words = ended(processes[victim])
-        status, _, errors = ended(processes[1 - victim])
+        yield processes, run
     finally:
         for process in processes:
             process.kill()
-    assert status not in (0, 1), errors
-    assert "Start all processes again" in errors and "Traceback" not in errors, errors
-    assert f"process {victim} of 2 ended before its work was done" in last_words
 
+
+def goes_on(run, wanted):
+    """One process resumes the run natively, and it was and becomes the unbroken one."""
     before = history(run)
     assert 2 <= len(before) < 40
     assert_alike(before, wanted[: len(before)], rtol=2e-5)
-    assert cli.main(["resume", str(run)]) == 0  # natively, by one process
+    assert cli.main(["resume", str(run)]) == 0
     assert_alike(history(run), wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_killed_process_ends_the_run_and_another_number_goes_on(unbroken, two_processes, victim):
+    processes, run = two_processes
+    processes[victim].send_signal(signal.SIGKILL)
+    _, _, last_words = ended(processes[victim])
+    status, _, errors = ended(processes[1 - victim])
+    assert status not in (0, 1), errors
+    assert "Start all processes again" in errors and "Traceback" not in errors, errors
+    assert f"process {victim} of 2 ended before its work was done" in last_words
+    goes_on(run, unbroken[1])
+
+
+def test_asked_to_stop_one_process_stops_all(unbroken, two_processes):
+    processes, run = two_processes
+    processes[1].send_signal(signal.SIGTERM)
+    for process in reversed(processes):
+        status, out, errors = ended(process)
+        assert status == 130, errors
+    assert f"stopped; go on with: palto resume {run}" in out
+    goes_on(run, unbroken[1])
 
 
 SEEDS_THAT_DIFFER = """

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from palto.tensor.primitives import control
 from palto.tensor.primitives.random import KEY_STEPS, MULTIPLIERS, ROUNDS
 
 if TYPE_CHECKING:
@@ -248,7 +247,8 @@ def _scan(
     length: int,
     reverse: bool,
 ) -> Sequence[Array]:
-    carry, xs, constants = control._split(inputs, carries, sequences)
+    carry, rest = inputs[:carries], inputs[carries:]
+    xs, constants = rest[:sequences], rest[sequences:]
 
     def step(state: Any, x: Any) -> Any:
         results, failures = lowering.inside(body, (*state, *x, *constants))
