@@ -243,14 +243,17 @@ class Program(Runnable):
 
     def _function(self, sizes: Mapping[str, int]) -> tuple[Callable[..., Any], list[Error]]:
         key = tuple(sizes.items())
-        if key not in self._functions:
+        found = self._functions.pop(key, None)
+        if found is None:
             while len(self._functions) >= MOST_SIZES:
                 del self._functions[next(iter(self._functions))]
             errors: list[Error] = []
             compute = functools.partial(self._compute, dict(sizes), errors)
-            made = jax.jit(compute, donate_argnums=1, out_shardings=self._where.copies)
-            self._functions[key] = made, errors
-        return self._functions[key]
+            found = (
+                jax.jit(compute, donate_argnums=1, out_shardings=self._where.copies), errors
+            )  # fmt: skip
+        self._functions[key] = found  # the latest is the last
+        return found
 
     def _compute(
         self, sizes: dict[str, int], errors: list[Error], given: Any, over: Any, beside: Any
