@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from palto.train.machines import Machines
 from palto.train.run import (
     PRESETS,
     REPORT_FILE,
@@ -27,7 +28,7 @@ from palto.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Train(Config):
+class Train(Machines, Config):
     """Train a model on a data set or on your own pictures.
 
     On Fashion-MNIST, with all defaults: palto train
@@ -40,6 +41,8 @@ class Train(Config):
     On a folder with one subfolder for each class: palto train photos/ --size 64
 
     On a table: palto train table.csv --target price
+
+    On four GPUs: palto train --executor xla --devices 4
 
     Better: palto train --model lenet --augment crop flip --epochs 20
 
@@ -57,15 +60,19 @@ class Train(Config):
         """Do it."""
         names = [field.name for field in dataclasses.fields(Config)]
         config = Config(**{name: getattr(self, name) for name in names})
+        if self.processes is not None and self.out is None:
+            raise ValueError("several processes share the run's folder: name it with --out")
+        executor = self.meet()
         examples = open_examples(config)
-        print(_described(config, examples))
+        if executor.rank == 0:
+            print(_described(config, examples))
         folder = self.out or _new_folder(config)
-        run = Run.create(folder, config, examples)
-        return _finish(run, run.fit(examples))
+        run = Run.create(folder, config, examples, executor=executor)
+        return _finish(run, run.fit(examples, executor=executor))
 
 
 @dataclass(frozen=True)
-class Resume:
+class Resume(Machines):
     """Go on with a run that was stopped, exactly where it was."""
 
     run_folder: Positional[Path]
@@ -73,8 +80,9 @@ class Resume:
 
     def run(self) -> int:
         """Do it."""
+        executor = self.meet()
         run = Run.open(self.run_folder)
-        return _finish(run, run.fit(open_examples(run.config), resume=True))
+        return _finish(run, run.fit(open_examples(run.config), resume=True, executor=executor))
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,8 @@ def _new_folder(config: Config) -> Path:
 
 
 def _finish(run: Run, trainer: Trainer) -> int:
+    if trainer.executor.rank:
+        return 130 if trainer.was_interrupted else 0
     if trainer.was_interrupted:
         print(f"stopped; go on with: palto resume {run.folder}")
         return 130

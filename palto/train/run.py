@@ -18,6 +18,7 @@ import numpy as np
 
 from palto import __version__
 from palto.compiler import Explanation
+from palto.compiler.executor import Executor
 from palto.data import DataLoader, Dataset, augment, open_source
 from palto.data.sources.pictures import SUFFIXES
 from palto.nn import functional, models
@@ -234,14 +235,25 @@ class Run:
         self.model = build_model(config.model, shape, len(classes) or 1)
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], config: Config, examples: Examples) -> Run:
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        config: Config,
+        examples: Examples,
+        *,
+        executor: Executor | None = None,
+    ) -> Run:
         """Begin a run in a folder that has none yet.
+
+        Of several processes the first one begins it, and the others take part.
 
         Raises:
             FileExistsError: the folder holds a run.
             OSError: the folder cannot be written to.
         """
         path = Path(folder)
+        if executor is not None and executor.rank:
+            return cls(path, config, examples.shape, examples.classes, " ".join(sys.argv))
         if (path / CONFIG_FILE).exists():
             raise FileExistsError(
                 f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
@@ -291,12 +303,15 @@ class Run:
         """Whether the targets are labels."""
         return bool(self.classes)
 
-    def trainer(self, steps: int, *, show: bool = True) -> Trainer:
+    def trainer(
+        self, steps: int, *, show: bool = True, executor: Executor | None = None
+    ) -> Trainer:
         """The trainer for this run's model, its checkpoints in the run's folder.
 
         Args:
             steps: the length of the whole run, which the learning rate follows.
             show: print progress.
+            executor: who runs it; by default what `PALTO_EXECUTOR` says.
         """
         config = self.config
         highest = config.lr
@@ -321,6 +336,7 @@ class Run:
             folder=self.folder / "checkpoints",
             patience=config.patience,
             show=show,
+            executor=executor,
         )
 
     def _loss(self) -> Callable[..., Tensor]:
@@ -343,8 +359,17 @@ class Run:
 
         return cross_entropy
 
-    def fit(self, examples: Examples, *, resume: bool = False, show: bool = True) -> Trainer:
+    def fit(
+        self,
+        examples: Examples,
+        *,
+        resume: bool = False,
+        show: bool = True,
+        executor: Executor | None = None,
+    ) -> Trainer:
         """Train to the end, or go on doing so, and write the report.
+
+        Of several processes the first one writes it.
 
         Raises:
             ValueError: the checkpoint is of another model or of other data.
@@ -359,11 +384,11 @@ class Run:
             drop_last=True,
             seed=config.seed,
         )
-        trainer = self.trainer(config.epochs * len(train), show=show)
+        trainer = self.trainer(config.epochs * len(train), show=show, executor=executor)
         if resume:
             trainer.resume(train)
         trainer.fit(train, _batches(examples.test, config), epochs=config.epochs)
-        if trainer.history:
+        if trainer.history and trainer.executor.rank == 0:
             self.write_report(trainer, examples)
         return trainer
 
@@ -461,7 +486,8 @@ class Run:
             self.model.load_state_dict(best.tensors["model"])
         try:
             started = time.perf_counter()
-            result = trainer.evaluate(_batches(examples.test, self.config))
+            alone = self.trainer(1, show=False, executor=trainer.executor.alone)
+            result = alone.evaluate(_batches(examples.test, self.config))
             rate = result.count / (time.perf_counter() - started)
             filters = _first_filters(self.model)
         finally:
