@@ -54,6 +54,8 @@ def main(words: list[str] | None = None) -> int:
     )
     try:
         return int(command.run())
+    except KeyboardInterrupt:  # where nothing is kept: a program is being compiled, say
+        return 130
     except _EXPLAINED as error:
         print(f"palto: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):

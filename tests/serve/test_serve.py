@@ -76,7 +76,7 @@ def test_hundreds_at_once_get_each_its_own_answer(server, folder, tmp_path):
     for i, body in enumerate(bodies):
         (tmp_path / f"{i:03}.png").write_bytes(body)
     found = Run.open(folder).predict([tmp_path], complain=pytest.fail)
-    wanted = [probabilities for _, probabilities in found]
+    wanted = [prediction.answer for prediction in found]
     with ThreadPoolExecutor(40) as clients:
         answers = list(clients.map(lambda body: ask(server, body), bodies))
     classes = Run.open(folder).classes
@@ -124,7 +124,7 @@ def test_a_decompression_bomb_is_not_decoded(server):
 def test_kinds_of_pictures_are_read_as_by_predict(server, folder, tmp_path, body):
     (tmp_path / "x.png").write_bytes(body)
     run = Run.open(folder)
-    [(_, wanted)] = run.predict([tmp_path / "x.png"], complain=pytest.fail)
+    [(_, _, wanted)] = run.predict([tmp_path / "x.png"], complain=pytest.fail)
     status, text = ask(server, body, None)
     got = json.loads(text)["probabilities"]
     assert status == 200
