@@ -292,9 +292,7 @@ def test_dripping_bodies_hold_up_nobody_and_end(server):
                 pass  # it was ended
 
     def listen():
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
-            plain.sendall(head + b"abc")
-            answers.append(plain.recv(4096))
+        answers.append(send_raw(server, head + b"abc"))
 
     clients = [threading.Thread(target=target) for target in [drip] * 20 + [listen]]
     for client in clients:
