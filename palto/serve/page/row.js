@@ -2,6 +2,9 @@
 
 // A field for each column of the table that the run has learned from.
 
+const mean = new Intl.NumberFormat(language, { maximumSignificantDigits: 4, useGrouping: false });
+const hasComma = mean.format(0.5).includes(",");
+
 function field(column, place) {
   const label = made("label", column.name);
   const id = label.htmlFor = `column-${place}`;
@@ -12,8 +15,8 @@ function field(column, place) {
     column.categories.forEach((text) => input.append(new Option(text, text)));
   } else {
     input = document.createElement("input");
-    Object.assign(input, { type: "number", step: "any", inputMode: "decimal" });
-    input.placeholder = Number(column.mean.toPrecision(4));
+    // Not of type number: a browser may drop a comma that it does not expect, so 1,5 would be 15.
+    Object.assign(input, { inputMode: "decimal", placeholder: mean.format(column.mean) });
   }
   Object.assign(input, { id, autocomplete: "off" });
   return [label, input];
@@ -26,8 +29,9 @@ async function build() {
   find("row").addEventListener("submit", (event) => {
     event.preventDefault();
     const row = {};
-    model.columns.forEach(({ name }, place) => {
-      row[name] = find(`column-${place}`).value || null;
+    model.columns.forEach(({ name, categories }, place) => {
+      const { value } = find(`column-${place}`);
+      row[name] = (categories || !hasComma ? value : value.replace(",", ".")) || null;
     });
     ask(JSON.stringify(row), "application/json");
   });
