@@ -139,7 +139,7 @@ def open_examples(
         config.data,
         size=config.size,
         channels=config.channels,
-        target=config.target,
+        target=config.target if encoder is None else None,  # an encoder knows it
         encoder=encoder,
         on_error="skip" if config.skip_bad_images else "raise",
         validation=0.0 if only_test else config.validation,

@@ -92,6 +92,140 @@ def test_a_picture_that_cannot_be_read(pictures, capsys):
     assert status == 1 and "broken.png" in said.err and "red" in said.out
 
 
+@pytest.fixture
+def flats(tmp_path):
+    """A table of flats: the price, in roubles, follows from the others."""
+    rng = np.random.default_rng(0)
+    lines = ["rooms,district,area,price"]
+    for _ in range(200):
+        rooms, district = rng.integers(1, 5), rng.choice(["north", "south"])
+        area = rooms * 20 + rng.integers(0, 20)
+        price = area * (110_000 if district == "south" else 90_000)
+        lines.append(f"{rooms},{district},{area},{price}")
+    (tmp_path / "flats.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "flats.csv"
+
+
+def trained_on(table, target, capsys):
+    out = table.parent / f"run-{target}"
+    status, said = palto(
+        capsys, "train", table, "--target", target, "--epochs", "80", "--batch-size", "16",
+        "--lr", "1e-2", "--out", out,
+    )  # fmt: skip
+    assert status == 0, said.err
+    assert f"palto predict {out} ROWS.csv" in said.out.replace("\n", "")
+    return out
+
+
+def test_from_a_table_to_numbers_in_its_unit(flats, capsys):
+    run = trained_on(flats, "price", capsys)
+    rows = flats.parent / "rows.csv"
+    rows.write_text("area;id;district;rooms\n60;7;south;2\n\n90;8;north;4\n")  # another order
+    status, said = palto(capsys, "predict", run, rows)
+    assert status == 0 and "rows.csv: not learned from, so left out: 'id'" in said.err
+    lines = said.out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{rows}, line 2", f"{rows}, line 4"]
+    prices = [float(line.split(": ")[1]) for line in lines]
+    np.testing.assert_allclose(prices, [6_600_000, 8_100_000], rtol=0.05)
+
+    status, said = palto(capsys, "predict", run, rows, "--json")
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["line"] for row in found] == [2, 4] and found[0].keys() == {"file", "line", "value"}
+    np.testing.assert_allclose([row["value"] for row in found], prices, rtol=1e-6)
+
+    status, said = palto(capsys, "evaluate", run, "--data", flats)
+    measured = float(re.search(r"mean absolute error: ([\d.]+)", said.out)[1])
+    status, said = palto(capsys, "predict", run, flats, "--json")
+    guesses = [json.loads(line)["value"] for line in said.out.splitlines()]
+    truth = [float(line.split(",")[3]) for line in flats.read_text().split()[1:]]
+    assert measured == pytest.approx(np.abs(np.subtract(guesses, truth)).mean(), rel=1e-4)
+
+
+def test_from_a_table_to_classes(flats, capsys):
+    run = trained_on(flats, "district", capsys)
+    status, said = palto(capsys, "predict", run, flats, "--top", "1")
+    lines = said.out.splitlines()
+    assert status == 0 and len(lines) == 200
+    truth = [line.split(",")[1] for line in flats.read_text().split()[1:]]
+    right = np.mean([t == line.split()[-2] for t, line in zip(truth, lines, strict=True)])
+    status, said = palto(capsys, "evaluate", run, "--data", flats)
+    accuracy = float(re.search(r"accuracy: ([\d.]+)%", said.out)[1]) / 100
+    assert right == pytest.approx(accuracy, abs=1e-4) and right > 0.9
+
+    # Numbers are those of the table that was learned from, whatever is in the other one.
+    one = flats.parent / "one.csv"
+    one.write_text("\n".join(flats.read_text().split()[:2]))
+    (alone,) = palto(capsys, "predict", run, one)[1].out.splitlines()
+    among = palto(capsys, "predict", run, flats)[1].out.splitlines()[0]
+    assert alone.split(": ")[1] == among.split(": ")[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("rooms,district\n1,south\n", "has no column 'area'"),
+        ("rooms,district,area\n1,south,big\n", "line 2, column 'area': 'big' is no number"),
+        ("rooms,district,area\n1,south\n", "line 2 has 2 cells instead of 3"),
+        ("rooms,district,area\n", "has no rows"),
+        ("", "is empty"),
+    ],
+)
+def test_rows_that_cannot_be_read(flats, capsys, rows, message):
+    run = trained_on(flats, "price", capsys)
+    (flats.parent / "bad.csv").write_text(rows)
+    status, said = palto(capsys, "predict", run, flats.parent / "bad.csv", flats)
+    assert status == 1 and message in said.err and "bad.csv" in said.err
+    assert len(said.out.splitlines()) == 200  # the other file's
+
+
+def test_a_category_that_is_new(flats, capsys):
+    run = trained_on(flats, "price", capsys)
+    new = flats.parent / "new.csv"
+    new.write_text("rooms,district,area\n1,south,30\n1,moon,30\n1,,30\n")
+    status, said = palto(capsys, "predict", run, new)
+    assert status == 0 and "line 3, column 'district': 'moon' was not learned" in said.err
+    _, moon, unknown = (line.split(": ")[1] for line in said.out.splitlines())
+    assert moon == unknown
+
+
+def test_data_of_another_kind(flats, pictures, capsys):
+    run = trained_on(flats, "price", capsys)
+    status, said = palto(capsys, "evaluate", run, "--data", pictures)
+    assert status == 2 and "is no table; wanted is one with the columns 'rooms'" in said.err
+    status, said = palto(capsys, "predict", run, pictures)
+    assert status == 2 and "holds no tables" in said.err
+    other, _ = trained(pictures, capsys)
+    status, said = palto(capsys, "evaluate", other, "--data", pictures)
+    assert "accuracy: 100.00%" in said.out and "20" in said.out  # all of it
+    status, said = palto(capsys, "predict", other, flats)
+    assert status == 1 and "flats.csv" in said.err
+
+
+def test_a_run_that_has_kept_no_encoder(flats, capsys):
+    run = trained_on(flats, "price", capsys)
+    saved = json.loads((run / "run.json").read_text())
+    del saved["encoder"]
+    (run / "run.json").write_text(json.dumps(saved))
+    for words in (["predict", run, flats], ["serve", run]):
+        status, said = palto(capsys, *words)
+        assert status == 2 and "run.json has no encoder. Train on the table again" in said.err
+    status, said = palto(capsys, "evaluate", run)  # its own data, read as when it was trained
+    assert status == 0 and "r2" in said.out
+    saved["encoder"] = {"columns": []}
+    (run / "run.json").write_text(json.dumps(saved))
+    status, said = palto(capsys, "predict", run, flats)
+    assert status == 2 and "run.json is damaged" in said.err and "no encoder of a table" in said.err
+
+
+def test_a_run_reads_its_table_as_it_did_though_rows_were_added(flats, capsys):
+    run = trained_on(flats, "price", capsys)
+    before = palto(capsys, "predict", run, flats)[1].out
+    with flats.open("a") as file:
+        file.write("1000,south,100000,1\n" * 10)  # which would move all means
+    assert palto(capsys, "evaluate", run)[0] == 0
+    assert palto(capsys, "predict", run, flats)[1].out.startswith(before)
+
+
 def test_resume_after_more_epochs_are_done_changes_nothing(pictures, capsys):
     run, _ = trained(pictures, capsys)
     before = sorted(os.listdir(run / "checkpoints"))

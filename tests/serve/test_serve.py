@@ -194,6 +194,7 @@ def test_the_command_ends_in_good_order_under_load(folder, how):
     words = [sys.executable, "-m", "palto.cli", "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
+    assert line, process.communicate()[1]
     port = int(line.rsplit(":", 1)[1].strip().strip("/"))
     bodies = [encoded(picture(k, 1)) for k in range(3)]
     started = threading.Barrier(9)
