@@ -3,11 +3,13 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import PurePath
 
 import pytest
@@ -201,6 +203,27 @@ def test_few_packages_are_installed():
     assert len(found) <= 21, sorted(found)
     assert {"numpy", "llvmlite"} <= found  # eager code and compiled code; the rest serves the tools
     assert not found & {"torch", "jax", "tensorflow"}
+
+
+def test_the_wheel_holds_all_that_is_needed(tmp_path):
+    wheel = pytest.importorskip(
+        "hatchling.builders.wheel", reason="hatchling, which builds the wheel, is not installed"
+    )
+    (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path / "dist"))
+    with zipfile.ZipFile(built) as archive:
+        inside = {name for name in archive.namelist() if name.startswith("palto/")}
+        archive.extractall(tmp_path / "elsewhere")
+    files = (path for path in ROOT.glob("palto/**/[!.]*") if path.is_file())
+    assert inside == {
+        path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"
+    }
+    code = "from palto import data; print(data.__file__, len(data.penguins()[0]))"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "elsewhere")},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.stdout.startswith(str(tmp_path)) and run.stdout.endswith(" 258\n"), run.stderr
 
 
 # --- Text ----------------------------------------------------------------------------------------
