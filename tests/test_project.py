@@ -24,7 +24,8 @@ SOURCES = sorted(ROOT.glob("palto/**/*.py"))
 # --- Who may import whom -------------------------------------------------------------------------
 
 #: Rooms that stand beside the engine, each for one use of it.
-BUILT_UPON_IT = {"theory", "draw", "label", "serve", "web", "classical"}
+BUILT_UPON_IT = {"theory", "draw", "label", "serve", "web", "classical", "comparison"}
+FOR_RECIPES = {"theory", "draw", "classical", "comparison"}
 #: A room is a folder or a file right under palto/. What each may import besides itself.
 MAY_IMPORT = {
     "extras": set(),
@@ -38,9 +39,10 @@ MAY_IMPORT = {
     "label": {"palto", "data", "web"},
     "formats": {"tensor", "backprop", "compiler", "nn"},
     "train": {"tensor", "backprop", "compiler", "nn", "optim", "data", "formats"},
-    "recipes": {"palto", "nn", "optim", "data", "train", "formats", "theory", "draw", "classical"},
+    "recipes": {"palto", "nn", "optim", "data", "train", "formats", *FOR_RECIPES},
     "theory": {"tensor", "backprop", "compiler", "nn", "optim"},
     "classical": {"data"},
+    "comparison": {"train"},
     "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train"},
     "serve": {"palto", "nn", "optim", "data", "train", "formats", "web"},
     "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes", *BUILT_UPON_IT},
