@@ -1,8 +1,13 @@
 """The pages in a real browser, Debian's Chromium: by mouse, by keyboard alone, by screen reader."""
 
+import re
 import shutil
 
 import pytest
+
+from palto import cli, serve, web
+from palto.data.sources.penguins import TABLE
+from palto.train.run import Run
 
 from .helpers import picture
 
@@ -182,6 +187,28 @@ def test_a_row_by_screen_reader(opened, table_server):
     page.get_by_role("button").click()
     said(page, "Gentoo: ")
     api.expect(page.get_by_role("list", name="How likely each class is")).to_contain_text("Adelie")
+
+
+def test_a_number_is_said_in_its_unit_and_in_the_readers_way(opened, tmp_path):
+    lines = [line for line in TABLE.read_text().splitlines() if "NA,NA,NA,NA" not in line]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    words = ["train", str(tmp_path / "table.csv"), "--target", "body_mass_g", "--epochs", "40"]
+    words += ["--batch-size", "16", "--lr", "1e-2", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    predictor = Run.open(tmp_path / "run").predictor()
+    row = dict.fromkeys(column.name for column in predictor.encoder.columns)
+    inputs, _ = predictor.read(row | {"species": "Gentoo", "sex": "male"})
+    grams = predictor(inputs[None])[0, 0]
+    app = serve.application(Run.open(tmp_path / "run"), log=False)
+    with web.Server(app, web.ServerOptions(port=0)).in_background() as server:
+        page = opened(server, "ru-RU")
+        page.get_by_label("species").select_option("Gentoo")
+        page.get_by_label("sex").select_option("male")
+        page.get_by_role("button").click()
+        api.expect(page.get_by_role("status")).to_have_text(re.compile(r"^\d\s\d{3}(,\d+)?$"))
+        said = re.sub(r"\s", "", page.get_by_role("status").inner_text()).replace(",", ".")
+        assert abs(float(said) - grams) < 0.01
+        assert page.locator("#classes").is_hidden()
 
 
 def test_rows_on_a_phone_and_without_a_server(opened, browser, table_server):
