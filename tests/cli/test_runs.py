@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,8 +94,7 @@ def test_a_picture_that_cannot_be_read(pictures, capsys):
     assert status == 1 and "broken.png" in said.err and "red" in said.out
 
 
-@pytest.fixture
-def flats(tmp_path):
+def write_flats(path):
     """A table of flats: the price, in roubles, follows from the others."""
     rng = np.random.default_rng(0)
     lines = ["rooms,district,area,price"]
@@ -102,23 +103,39 @@ def flats(tmp_path):
         area = rooms * 20 + rng.integers(0, 20)
         price = area * (110_000 if district == "south" else 90_000)
         lines.append(f"{rooms},{district},{area},{price}")
-    (tmp_path / "flats.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path / "flats.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
-def trained_on(table, target, capsys):
-    out = table.parent / f"run-{target}"
-    status, said = palto(
-        capsys, "train", table, "--target", target, "--epochs", "80", "--batch-size", "16",
-        "--lr", "1e-2", "--out", out,
-    )  # fmt: skip
-    assert status == 0, said.err
-    assert f"palto predict {out} ROWS.csv" in said.out.replace("\n", "")
+def train_on(table, target, out):
+    words = ["train", table, "--target", target, "--epochs", "80", "--batch-size", "16",
+             "--lr", "1e-2", "--out", out]  # fmt: skip
+    assert cli.main([str(word) for word in words]) == 0
     return out
 
 
-def test_from_a_table_to_numbers_in_its_unit(flats, capsys):
-    run = trained_on(flats, "price", capsys)
+@pytest.fixture(scope="module")
+def flat_runs(tmp_path_factory):
+    """A folder with the table, and a run for each of two columns."""
+    folder = tmp_path_factory.mktemp("flats")
+    table = write_flats(folder / "flats.csv")
+    for target in ("price", "district"):
+        train_on(table, target, folder / target)
+    return folder
+
+
+@pytest.fixture
+def flats(tmp_path):
+    return write_flats(tmp_path / "flats.csv")
+
+
+@pytest.fixture
+def price_run(flat_runs, tmp_path):
+    return Path(shutil.copytree(flat_runs / "price", tmp_path / "price"))
+
+
+def test_from_a_table_to_numbers_in_its_unit(flats, price_run, capsys):
+    run = price_run
     rows = flats.parent / "rows.csv"
     rows.write_text("area;id;district;rooms\n60;7;south;2\n\n90;8;north;4\n")  # another order
     status, said = palto(capsys, "predict", run, rows)
@@ -141,8 +158,8 @@ def test_from_a_table_to_numbers_in_its_unit(flats, capsys):
     assert measured == pytest.approx(np.abs(np.subtract(guesses, truth)).mean(), rel=1e-4)
 
 
-def test_from_a_table_to_classes(flats, capsys):
-    run = trained_on(flats, "district", capsys)
+def test_from_a_table_to_classes(flats, flat_runs, capsys):
+    run = flat_runs / "district"
     status, said = palto(capsys, "predict", run, flats, "--top", "1")
     lines = said.out.splitlines()
     assert status == 0 and len(lines) == 200
@@ -170,16 +187,16 @@ def test_from_a_table_to_classes(flats, capsys):
         ("", "is empty"),
     ],
 )
-def test_rows_that_cannot_be_read(flats, capsys, rows, message):
-    run = trained_on(flats, "price", capsys)
+def test_rows_that_cannot_be_read(flats, price_run, capsys, rows, message):
+    run = price_run
     (flats.parent / "bad.csv").write_text(rows)
     status, said = palto(capsys, "predict", run, flats.parent / "bad.csv", flats)
     assert status == 1 and message in said.err and "bad.csv" in said.err
     assert len(said.out.splitlines()) == 200  # the other file's
 
 
-def test_a_category_that_is_new(flats, capsys):
-    run = trained_on(flats, "price", capsys)
+def test_a_category_that_is_new(flats, price_run, capsys):
+    run = price_run
     new = flats.parent / "new.csv"
     new.write_text("rooms,district,area\n1,south,30\n1,moon,30\n1,,30\n")
     status, said = palto(capsys, "predict", run, new)
@@ -188,8 +205,8 @@ def test_a_category_that_is_new(flats, capsys):
     assert moon == unknown
 
 
-def test_data_of_another_kind(flats, pictures, capsys):
-    run = trained_on(flats, "price", capsys)
+def test_data_of_another_kind(flats, pictures, price_run, capsys):
+    run = price_run
     status, said = palto(capsys, "evaluate", run, "--data", pictures)
     assert status == 2 and "is no table; wanted is one with the columns 'rooms'" in said.err
     status, said = palto(capsys, "predict", run, pictures)
@@ -199,10 +216,13 @@ def test_data_of_another_kind(flats, pictures, capsys):
     assert "accuracy: 100.00%" in said.out and "20" in said.out  # all of it
     status, said = palto(capsys, "predict", other, flats)
     assert status == 1 and "flats.csv" in said.err
+    shutil.rmtree(pictures / "red")
+    status, said = palto(capsys, "evaluate", other, "--data", pictures)
+    assert status == 2 and "and 2 classes, the run (32, 32, 3) and 3" in said.err
 
 
-def test_a_run_that_has_kept_no_encoder(flats, capsys):
-    run = trained_on(flats, "price", capsys)
+def test_a_run_that_has_kept_no_encoder(flats, price_run, capsys):
+    run = price_run
     saved = json.loads((run / "run.json").read_text())
     del saved["encoder"]
     (run / "run.json").write_text(json.dumps(saved))
@@ -218,7 +238,8 @@ def test_a_run_that_has_kept_no_encoder(flats, capsys):
 
 
 def test_a_run_reads_its_table_as_it_did_though_rows_were_added(flats, capsys):
-    run = trained_on(flats, "price", capsys)
+    run = train_on(flats, "price", flats.parent / "run")
+    assert f"palto predict {run} ROWS.csv" in capsys.readouterr().out.replace("\n", "")
     before = palto(capsys, "predict", run, flats)[1].out
     with flats.open("a") as file:
         file.write("1000,south,100000,1\n" * 10)  # which would move all means
