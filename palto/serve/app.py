@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from palto import web
 from palto.extras import require
 from palto.serve.batching import Batcher, QueueFullError
-from palto.serve.inputs import Inputs, Pictures, inputs_of
+from palto.serve.inputs import Inputs, Pictures, Question, inputs_of
 from palto.serve.texts import EVERYWHERE
 from palto.train.inference import Predictor
 from palto.train.run import Run
@@ -49,7 +49,7 @@ def application(run: Run, *, batch_size: int = 32, queue: int = 512, log: bool =
     predictor = run.predictor()
     batcher = Batcher(predictor, batch_size, queue)
     batcher.warm_up(predictor.blank)
-    service = _Service(run, predictor, inputs_of(predictor), batcher)
+    service = _Service(run, predictor, inputs_of(predictor, queue), batcher)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -108,14 +108,9 @@ class _Service:
                 await self._fill(body, request)
                 # Only what has come whole takes a place, so that slow clients keep out nobody.
                 places += self._reserve(1)
-                loop = asyncio.get_running_loop()
-                asked = await loop.run_in_executor(self._readers, self._inputs.read, bytes(body))
-            if len(asked.inputs) > self._batcher.limit:
-                raise self._refused(413, f"at most {self._batcher.limit:,} at a time; send fewer")
+                asked = await self._read(bytes(body))
             places += self._reserve(len(asked.inputs) - 1)
             found = await asyncio.gather(*map(self._batcher.submit, asked.inputs))
-        except ValueError as error:
-            raise self._refused(422, str(error)) from None
         except require("starlette.requests", "web", "palto serve").ClientDisconnect:
             return self._responses.Response(status_code=400)  # type: ignore[no-any-return]
         finally:
@@ -144,8 +139,16 @@ class _Service:
                 raise self._refused(413, f"a request may have at most {limit:,} bytes")
             if self._held > HELD_BYTES:
                 raise self._busy()
+
+    async def _read(self, body: bytes) -> Question:
+        """What a body asks."""
         if not body:
-            raise ValueError(f"the body is empty; it should be {self._inputs.wanted}")
+            raise self._refused(422, f"the body is empty; it should be {self._inputs.wanted}")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._readers, self._inputs.read, body)
+        except ValueError as error:
+            raise self._refused(422, str(error)) from None
 
     def _reserve(self, count: int) -> int:
         """Take so many places in the queue."""

@@ -82,15 +82,20 @@ class Pictures:
 
 
 class Rows:
-    """Rows of a table as JSON: an object with the columns as names, or a list of such objects."""
+    """Rows of a table as JSON: an object with the columns as names, or a list of such objects.
+
+    Args:
+        predictor: knows the columns.
+        most: how many rows a request may have.
+    """
 
     wanted = "JSON: a row, as an object with the columns as names, or a list of rows"
     body_bytes = 1 << 20
     page = "row"
 
-    def __init__(self, predictor: TablePredictor) -> None:
+    def __init__(self, predictor: TablePredictor, most: int) -> None:
         encoder = predictor.encoder
-        self._read = predictor.read
+        self._read, self._most = predictor.read, most
         self.texts = {
             language: texts | {"title": texts["title"].format(target=encoder.target)}
             for language, texts in ROW.items()
@@ -118,20 +123,19 @@ class Rows:
         rows = content if isinstance(content, list) else [content]
         if not rows:
             raise ValueError("the list is empty; it should hold rows")
+        if len(rows) > self._most:
+            raise ValueError(f"{len(rows):,} rows are too many: ask at most {self._most:,} at once")
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
-                raise ValueError(
-                    f"row {number} is {json.dumps(row)[:80]}; it should be an object with the "
-                    "columns as names"
-                )
+                raise ValueError(f"row {number} is no object with the columns as names")
         read = [self._read(row, number) for number, row in enumerate(rows, 1)]
         inputs, notes = map(list, zip(*read, strict=True))
         return Question(inputs, notes, isinstance(content, list))
 
 
-def inputs_of(predictor: Predictor) -> Inputs:
-    """The way in which this model's inputs come."""
+def inputs_of(predictor: Predictor, most: int) -> Inputs:
+    """The way in which this model's inputs come, so many in a request at most."""
     if isinstance(predictor, TablePredictor):
-        return Rows(predictor)
+        return Rows(predictor, most)
     assert isinstance(predictor, PictureClassifier)
     return Pictures(predictor)

@@ -20,7 +20,7 @@ from palto.tensor import Tensor
 from palto.tensor.dtypes import Array
 from palto.tensor.graph import no_grad
 
-AT_ONCE = 500
+AT_ONCE = 500  # inputs of a file that are computed together
 
 
 class Prediction(NamedTuple):

@@ -112,7 +112,8 @@ class TableEncoder:
         """A sentence about the columns that are none of its own, if there are some."""
         known = {self.target, *(column.name for column in self.columns)}
         more = [repr(name) for name in names if name not in known]
-        return [f"not learned from, so left out: {', '.join(more)}"] if more else []
+        shown = ", ".join(more[:10]) + (", ..." if len(more) > 10 else "")
+        return [f"not learned from, so left out: {shown}"] if more else []
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in lists, texts and numbers, for a JSON file."""
@@ -155,7 +156,8 @@ def _as_text(cells: _Cells, row: Mapping[str, Any], number: int) -> str:
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, str | int | float | np.number):
-        raise cells.error(number, f"{cell!r:.80} is neither a number, nor a text, nor None")
+        kind = type(cell).__name__
+        raise cells.error(number, f"a {kind} is neither a number, nor a text, nor None")
     return str(cell).strip()
 
 
