@@ -51,6 +51,8 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     try:
         return int(_command(words).run())
+    except KeyboardInterrupt:  # where nothing is kept: a program is being compiled, say
+        return 130
     except _EXPLAINED as error:
         print(f"palto: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
@@ -82,12 +83,16 @@ class Resume(Machines):
         """Do it."""
         executor = self.meet()
         run = Run.open(self.run_folder)
-        return _finish(run, run.fit(open_examples(run.config), resume=True, executor=executor))
+        return _finish(run, run.fit(run.examples(), resume=True, executor=executor))
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run's best weights on its test examples, or on other data."""
+    """Measure a run's best weights on its test examples, or on other data.
+
+    Other data is measured on as a whole, or on its test part where it has one. A table becomes
+    numbers in the way that the run has learned: palto evaluate runs/my-run --data other.csv
+    """
 
     run_folder: Positional[Path]
     """The run's folder."""
@@ -97,17 +102,7 @@ class Evaluate:
     def run(self) -> int:
         """Do it."""
         run = Run.open(self.run_folder)
-        config = run.config
-        if self.data is not None:
-            config = dataclasses.replace(config, data=self.data)
-        examples = open_examples(config)
-        if (examples.shape, examples.classes) != (run.shape, run.classes):
-            raise ValueError(
-                f"this data has inputs of shape {examples.shape} and {len(examples.classes)} "
-                f"classes, the run {run.shape} and {len(run.classes)}; with --data name data of "
-                "the same kind"
-            )
-        result = run.evaluate(examples)
+        result = run.evaluate(run.examples(self.data))
         for name, value in result.measures.items():
             print(f"{name.replace('_', ' ')}: {_shown(name, value)}")
         if result.confusion is not None:
@@ -124,12 +119,19 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what pictures show, with the probability of each class."""
+    """Say what pictures show, or what the rows of a table lead to.
+
+    Classes come with the probability of each: palto predict runs/my-run new.jpg
+
+    A table (.csv) has the columns that the run learned from, in any order, and an answer for each
+    line. An empty cell is unknown. Numbers are in the unit of the column that is predicted: palto
+    predict runs/my-run rows.csv
+    """
 
     run_folder: Positional[Path]
     """The run's folder."""
     files: Positional[tuple[Path, ...]]
-    """Pictures, or folders of them."""
+    """Pictures or tables, as the run was trained on, or folders of them."""
     top: int = 3
     """How many classes to name."""
     json: bool = False
@@ -138,20 +140,23 @@ class Predict:
     def run(self) -> int:
         """Do it."""
         run = Run.open(self.run_folder)
-        results = run.predict(self.files, complain=lambda text: print(text, file=sys.stderr))
+        predictor = run.predictor()
         failed = 0
-        for path, probabilities in results:
-            if probabilities is None:
+        for file, line, answer in predictor.predict(self.files, complain=_complain):
+            if answer is None:
                 failed += 1
                 continue
-            named = sorted(
-                zip(run.classes, probabilities.tolist(), strict=True), key=lambda x: -x[1]
-            )
+            said = predictor.describe(answer)
             if self.json:
-                print(json.dumps({"file": str(path), "probabilities": dict(named)}))
+                place = {"file": str(file)} | ({} if line is None else {"line": line})
+                print(json.dumps(place | said))
+                continue
+            if predictor.classes:
+                named = list(said["probabilities"].items())[: self.top]
+                text = ", ".join(f"{name} {p:.1%}" for name, p in named)
             else:
-                best = ", ".join(f"{name} {p:.1%}" for name, p in named[: self.top])
-                print(f"{path}: {best}")
+                text = str(np.float32(said["value"]))
+            print(f"{file}{'' if line is None else f', line {line}'}: {text}")
         return 1 if failed else 0
 
 
@@ -178,7 +183,7 @@ class Profile:
         """Do it."""
         run = Run.open(self.run_folder)
         explanation = run.explain(
-            open_examples(run.config), training=not self.inference, batch_size=self.batch_size
+            run.examples(), training=not self.inference, batch_size=self.batch_size
         )
         rows = explanation.slowest(len(explanation.rows))
         console = Console()
@@ -197,7 +202,7 @@ class Report:
     def run(self) -> int:
         """Do it."""
         run = Run.open(self.run_folder)
-        print(str(run.write_report(run.load_best(), open_examples(run.config))))
+        print(str(run.write_report(run.load_best(), run.examples())))
         return 0
 
 
@@ -240,9 +245,15 @@ def _finish(run: Run, trainer: Trainer) -> int:
         print(f"stopped; go on with: palto resume {run.folder}")
         return 130
     print(f"report: {run.folder / REPORT_FILE}")
-    if run.is_classification and len(run.shape) == 3:
+    if run.encoder is not None:
+        print(f"try it: palto predict {run.folder} ROWS.csv")
+    elif run.is_classification and len(run.shape) == 3:
         print(f"try it: palto predict {run.folder} PICTURE ...")
     return 0
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _share(part: int, whole: int) -> str:
