@@ -267,15 +267,15 @@ class Run:
             OSError: the folder cannot be written to.
         """
         path = Path(folder)
+        command, encoder = " ".join(sys.argv), examples.encoder
         if executor is not None and executor.rank:
-            return cls(path, config, examples.shape, examples.classes, " ".join(sys.argv))
+            return cls(path, config, examples.shape, examples.classes, command, encoder)
         if (path / CONFIG_FILE).exists():
             raise FileExistsError(
                 f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
                 "another folder with --out"
             )
         path.mkdir(parents=True, exist_ok=True)
-        command, encoder = " ".join(sys.argv), examples.encoder
         run = cls(path, config, examples.shape, examples.classes, command, encoder)
         _write_json(
             path / CONFIG_FILE,
