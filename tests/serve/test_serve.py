@@ -1,6 +1,7 @@
 """palto serve: answers are those of palto predict, whoever asks, however many at once."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import signal
@@ -204,18 +205,18 @@ def test_the_command_ends_in_good_order_under_load(folder, how):
         count = 0
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            try:
-                connection.request("POST", "/predict", bodies[k % 3])
-                answer = connection.getresponse()
-            except OSError:  # refused, or its connection was not taken up any more
-                return count
-            text = answer.read()  # what has begun comes whole
+            with contextlib.closing(connection):
+                try:
+                    connection.request("POST", "/predict", bodies[k % 3])
+                    answer = connection.getresponse()
+                except OSError:  # refused, or its connection was not taken up any more
+                    return count
+                text = answer.read()  # what has begun comes whole
             if answer.status == 503:  # its body came too late
                 assert b"has been ended" in text
                 return count
             assert answer.status == 200, text
             assert json.loads(text)["class"] == KINDS[k % 3]
-            connection.close()
             count += 1
             if count == 5:
                 started.wait(30)
