@@ -54,6 +54,17 @@ def lenet(layers: Any) -> Any:
     )  # fmt: skip
 
 
+def pilot(layers: Any) -> Any:
+    """The self-driving car's network, as `palto.recipes.drive` has it."""
+    return layers.Sequential(
+        layers.Conv2d(2, 24, 5, stride=2), layers.ReLU(),
+        layers.Conv2d(24, 36, 5, stride=2), layers.ReLU(),
+        layers.Conv2d(36, 48, 3), layers.ReLU(), layers.Conv2d(48, 64, 3), layers.ReLU(),
+        layers.Flatten(), layers.Linear(4 * 5 * 64, 160), layers.ReLU(),
+        layers.Linear(160, 50), layers.ReLU(), layers.Linear(50, 2),
+    )  # fmt: skip
+
+
 def tabular(layers: Any) -> Any:
     """32 features, three hidden layers of 256 with batch norm, 8 classes."""
     found, width = [], 32

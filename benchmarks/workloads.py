@@ -214,6 +214,11 @@ def _inference(count: int) -> tuple[Workload, ...]:
             flattened=(5, 5, 16), **shared,
         ),
         Workload(
+            f"pilot_{count}", f"self-driving car 42x48, {batch}",
+            partial(_examples, (count, 42, 48, 2), 2), models.pilot,
+            flattened=(4, 5, 64), **shared,
+        ),
+        Workload(
             f"resnet20_{count}", f"ResNet-20 32x32, {batch}",
             partial(_examples, (count, 32, 32, 3), 10), lambda layers: layers.models.resnet(20),
             torch_model=partial(models.torch_resnet, 3, (16, 32, 64), (3, 3, 3), 10), **shared,

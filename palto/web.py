@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -43,6 +44,7 @@ FIRST_PORT = 8000
 PORTS = 20  # that are tried, if none is asked for
 LINGER = 2.0  # seconds in which what a refused client still sends is read and forgotten
 ENDING = 3  # seconds that running answers get when the server ends
+LAST_BYTES = 0.5  # seconds that bodies which are still coming get then
 #: What browsers are told with each answer; an app's own header of the same name takes its place.
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -54,6 +56,7 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+ENDED = "the server has been ended; ask again when it is back"
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -79,7 +82,7 @@ class Server:
         app: what answers; see `application`.
         options: where to listen, and whom to let in.
         body_bytes: the largest body of a request.
-        body_seconds: how long a client may take to send a body.
+        body_seconds: how long a client may take to send a request's headers, and again its body.
 
     Attributes:
         token: what a client has to know, None if nothing. It is part of `addresses`; a browser that
@@ -101,7 +104,6 @@ class Server:
         body_bytes: int = 1 << 20,
         body_seconds: float = 20.0,
     ) -> None:
-        uvicorn = require("uvicorn", "web", "a server")
         options = options or ServerOptions()
         self._socket = _listen(options.host, options.port)
         place, self.port = self._socket.getsockname()[:2]
@@ -117,7 +119,7 @@ class Server:
         known = {options.host.lower(), "localhost"}
         if is_open:
             known |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
-        guard = Guard(
+        self._guard = Guard(
             app,
             knows=lambda name: name in known or _is_number(name, loopback=not is_open),
             token=self.token,
@@ -125,20 +127,25 @@ class Server:
             body_bytes=body_bytes,
             body_seconds=body_seconds,
         )
-        config = uvicorn.Config(
-            guard, http="h11", ws="none", log_config=None, log_level="error", access_log=False,
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=ENDING,
-        )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = _uvicorn(self._guard, body_seconds)
 
     def run(self, what: str = "serving") -> None:
-        """Say where it is, and answer until Ctrl-C."""
+        """Say where it is, and answer until Ctrl-C, or until `kill` ends it in the same way.
+
+        Answers under way are still given, for a moment; then this returns. It wants the program's
+        main thread, which gets signals.
+        """
         print(f"{what}: {self.addresses[0]}", flush=True)
         for address in self.addresses[1:]:
             print(f"{' ' * len(what)}  {address}", flush=True)
         print("Ctrl-C ends it.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            self._run()
+        # uvicorn gives back each signal when it has ended: so to whoever called, who may tidy up.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._run()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     @contextlib.contextmanager
     def in_background(self) -> Iterator[Server]:
@@ -162,6 +169,62 @@ class Server:
             self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
+
+
+def _uvicorn(guard: Guard, head_seconds: float) -> Any:
+    """A server of uvicorn's, but for two things.
+
+    A connection is closed if the head of a request takes too long, as clients that are slow on
+    purpose would fill the table of open files. The guard hears of the end as it begins, so that
+    slow bodies do not hold it up.
+    """
+    uvicorn = require("uvicorn", "web", "a server")
+    reading = require("h11", "web", "a server").IDLE  # the client's state, until a head is whole
+    protocol: Any = require("uvicorn.protocols.http.h11_impl", "web", "a server").H11Protocol
+    body = json.dumps({"error": f"the request was not complete after {head_seconds:g} seconds"})
+    refusal = (
+        "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+    class Protocol(protocol):  # type: ignore[misc]
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.await_head(True)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.await_head(self.conn.their_state is reading)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.await_head(False)
+            super().connection_lost(exc)
+
+        def await_head(self, awaited: bool) -> None:
+            if awaited and self.timer is None:
+                self.timer = self.loop.call_later(head_seconds, self.give_up)
+            elif not awaited and self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+
+        def give_up(self) -> None:
+            if self.conn.trailing_data[0]:  # else nobody asks: a browser has connected in advance
+                self.transport.write(refusal)
+            self.transport.close()
+
+    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            guard.end()
+            await super().shutdown(sockets)
+
+    return Server(
+        uvicorn.Config(
+            guard, http=Protocol, ws="none", log_config=None, log_level="error", access_log=False,
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=ENDING,
+        )
+    )  # fmt: skip
 
 
 def application(routes: Sequence[Any], **options: Any) -> Starlette:
@@ -234,9 +297,11 @@ class Guard:
         self._knows = knows
         self._token = token
         self._cookie = cookie
-        self._body_bytes = body_bytes
-        self._body_seconds = body_seconds
-        self._refused: Any = require("starlette.exceptions", "web", "a server").HTTPException
+        self.body_bytes = body_bytes
+        self.body_seconds = body_seconds
+        self.is_ending = False
+        self._waits: set[asyncio.Timeout] = set()
+        self.refused: Any = require("starlette.exceptions", "web", "a server").HTTPException
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request as ASGI has it."""
@@ -245,32 +310,58 @@ class Guard:
             return
         if scope["type"] != "http":  # uvicorn is told to speak nothing else
             return
-        exchange = _Exchange(
-            scope, receive, send, self._refused, self._body_bytes, self._body_seconds
-        )
+        exchange = _Exchange(scope, receive, send, self)
         try:
             self._check(scope, exchange)
             if await self._welcome(scope, exchange):
                 return
             await self.app(scope, exchange.receive, exchange.send)
-        except self._refused as error:
+        except self.refused as error:
             await exchange.answer(error.status_code, {"error": error.detail})
+        except asyncio.CancelledError:  # it took too long for a server that ends
+            await exchange.answer(503, {"error": ENDED})
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             await exchange.answer(500, {"error": "something went wrong here"})
+
+    def end(self) -> None:
+        """Wait only a moment more for what clients still have to send."""
+        self.is_ending = True
+        for wait in self._waits:
+            self._shorten(wait)
+
+    def _shorten(self, wait: asyncio.Timeout) -> None:
+        end = asyncio.get_running_loop().time() + LAST_BYTES
+        if not wait.expired():
+            wait.reschedule(min(end, wait.when() or end))
+
+    async def received(self, receive: Receive, deadline: float) -> Message:
+        """What a client sends next, by the event loop's clock.
+
+        Raises:
+            TimeoutError: nothing has come until then, or the server ends.
+        """
+        async with asyncio.timeout_at(deadline) as wait:
+            self._waits.add(wait)
+            try:
+                if self.is_ending:
+                    self._shorten(wait)
+                return await receive()
+            finally:
+                self._waits.discard(wait)
 
     def _check(self, scope: Scope, exchange: _Exchange) -> None:
         host = exchange.header("host")
         match = HOST.fullmatch(host)
         if match is None or not self._knows(match[1].strip("[]").lower()):
-            raise self._refused(
+            raise self.refused(
                 421, f"this server is not called {host[:100]!r}; open the address that it printed"
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             self._check_origin(scope, exchange, host)
         length = exchange.header("content-length")
-        if length.isdecimal() and int(length) > self._body_bytes:
-            raise self._refused(413, exchange.too_large)
+        if length.isdecimal() and int(length) > self.body_bytes:
+            raise self.refused(413, exchange.too_large)
 
     def _check_origin(self, scope: Scope, exchange: _Exchange, host: str) -> None:
         """Programs send no Origin. A form of a page without a referrer sends the word null."""
@@ -279,7 +370,7 @@ class Guard:
         if (origin, site) == ("null", "same-origin"):
             return
         if not own or site not in ("", "same-origin", "none"):
-            raise self._refused(403, "this request comes from another site")
+            raise self.refused(403, "this request comes from another site")
 
     async def _welcome(self, scope: Scope, exchange: _Exchange) -> bool:
         """Check the token; whether the answer is given already: a cookie for a new browser."""
@@ -305,9 +396,7 @@ class Guard:
             return False
         if self._is_token(_cookies(exchange.header("cookie")).get(self._cookie, "")):
             return False
-        raise self._refused(
-            401, "a token is needed: open the whole address that the server printed"
-        )
+        raise self.refused(401, "a token is needed: open the whole address that the server printed")
 
     def _is_token(self, given: str) -> bool:
         assert self._token is not None
@@ -317,20 +406,10 @@ class Guard:
 class _Exchange:
     """One request and its answer: the body is counted and timed, headers are added."""
 
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        refused: Any,
-        body_bytes: int,
-        body_seconds: float,
-    ) -> None:
-        self.refused = refused
-        self.too_large = f"a request may have at most {body_bytes:,} bytes"
+    def __init__(self, scope: Scope, receive: Receive, send: Send, guard: Guard) -> None:
+        self._guard, self._receive, self._send = guard, receive, send
+        self.too_large = f"a request may have at most {guard.body_bytes:,} bytes"
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._receive, self._send = receive, send
-        self._body_bytes, self._body_seconds = body_bytes, body_seconds
         self._deadline: float | None = None
         self._count = 0
         has_body = self.header("content-length") not in ("", "0")
@@ -346,17 +425,19 @@ class _Exchange:
         """The next part of the request's body."""
         if self._is_read:
             return await self._receive()  # which waits until the client is gone
-        now = time.monotonic()
+        guard = self._guard
         if self._deadline is None:
-            self._deadline = now + self._body_seconds
+            self._deadline = asyncio.get_running_loop().time() + guard.body_seconds
         try:
-            message = await asyncio.wait_for(self._receive(), max(self._deadline - now, 0))
+            message = await guard.received(self._receive, self._deadline)
         except TimeoutError:
-            text = f"the request was not complete after {self._body_seconds:g} seconds"
-            raise self.refused(408, text) from None
+            if guard.is_ending:
+                raise guard.refused(503, ENDED) from None
+            text = f"the request was not complete after {guard.body_seconds:g} seconds"
+            raise guard.refused(408, text) from None
         self._note(message)
-        if self._count > self._body_bytes:
-            raise self.refused(413, self.too_large)
+        if self._count > self._guard.body_bytes:
+            raise self._guard.refused(413, self.too_large)
         return message
 
     def _note(self, message: Message) -> None:
@@ -379,12 +460,10 @@ class _Exchange:
 
     async def _forget_the_rest(self) -> None:
         """Who is still sending does not hear an answer: let it finish, for a moment."""
-        end = time.monotonic() + LINGER
-        while not self._is_read and (left := end - time.monotonic()) > 0:
-            try:
-                self._note(await asyncio.wait_for(self._receive(), left))
-            except TimeoutError:
-                return
+        end = asyncio.get_running_loop().time() + LINGER
+        with contextlib.suppress(TimeoutError):
+            while not self._is_read and not self._guard.is_ending:
+                self._note(await self._guard.received(self._receive, end))
 
     async def answer(
         self, status: int, content: Any, headers: Mapping[str, str] | None = None

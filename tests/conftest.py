@@ -29,6 +29,18 @@ def torch():
     return module
 
 
+@pytest.fixture(params=["native", "xla"])
+def executor(request, monkeypatch):
+    """The test runs once by each executor; without JAX, by the native one alone."""
+    if request.param == "xla":
+        pytest.importorskip(
+            "jax",
+            reason="JAX is not installed: programs by XLA are skipped (pip install palto[xla])",
+        )
+    monkeypatch.setenv("PALTO_EXECUTOR", request.param)
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     """The same random numbers and NumPy's own error state for every test, whatever ran before."""

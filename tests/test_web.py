@@ -278,6 +278,62 @@ def test_a_slow_body_is_refused(server):
     assert b" 408 " in answer[:20] and b"connection: close" in answer.lower()
 
 
+def test_dripping_bodies_hold_up_nobody_and_end(server):
+    head = b"POST /take HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    stop, answers = threading.Event(), []
+
+    def drip():
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
+            plain.sendall(head)
+            try:
+                while not stop.wait(0.02):
+                    plain.sendall(b"x")
+            except OSError:
+                pass  # it was ended
+
+    def listen():
+        answers.append(send_raw(server, head + b"abc"))
+
+    clients = [threading.Thread(target=target) for target in [drip] * 20 + [listen]]
+    for client in clients:
+        client.start()
+    for _ in range(50):
+        assert ask(server, "/take", "POST", b"abc")[0] == 200
+    clients[-1].join(20)
+    assert b" 408 " in answers[0] and b"not complete after 0.3 seconds" in answers[0]
+    stop.wait(0.1)
+    for client in clients[:-1]:
+        client.join(20)
+        assert not client.is_alive()
+    stop.set()
+
+
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_slow_head_is_refused(server, before):
+    head = b"GET / HTTP/1.1\r\nHost: localh"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
+        plain.sendall(before)
+        if before:
+            assert b" 200 " in plain.recv(4096)
+        received = b""
+        for k in range(len(head)):
+            try:
+                plain.sendall(head[k : k + 1])
+            except OSError:
+                break
+            time.sleep(0.02)
+        try:
+            while part := plain.recv(4096):
+                received += part
+        except ConnectionResetError:
+            pass
+    assert b"HTTP/1.1 408 " in received and received.endswith(b'complete after 0.3 seconds"}')
+
+
+def test_a_connection_that_asks_nothing_is_closed_without_a_word(server):
+    assert send_raw(server, b"") == b""
+
+
 # --- Beginning and ending ------------------------------------------------------------------------
 
 
@@ -302,25 +358,102 @@ def test_a_wrong_port_is_an_error():
 
 
 PROGRAM = """
+import asyncio
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from palto import web
-web.Server(web.application([]), web.ServerOptions(port=0)).run("a test")
+
+async def slow(request):
+    print("asked", flush=True)
+    body = await request.body()
+    await asyncio.sleep(float(request.query_params["seconds"]))
+    return JSONResponse(len(body))
+
+web.ENDING, web.LAST_BYTES = {patience}
+app = web.application([Route("/slow", slow, methods=["POST"])])
+web.Server(app, web.ServerOptions(port=0)).run("a test")
 print("ended", flush=True)
 """
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for one process")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_ends_it_though_a_client_stays():
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as program:  # fmt: skip
-        line = program.stdout.readline()
+class Program:
+    """A server in a process of its own."""
+
+    def __init__(self, ending, last_bytes):
+        program = PROGRAM.format(patience=(ending, last_bytes))
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", program],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        line = self.process.stdout.readline()
         assert line.startswith("a test: http://127.0.0.1:")
-        port = int(line.rsplit(":", 1)[1].rstrip("/\n"))
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as staying:
-            staying.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b" 404 " in staying.recv(100)
-            program.send_signal(signal.SIGINT)
-            rest, errors = program.communicate(timeout=15)
-    assert (program.returncode, errors) == (0, "")
-    assert rest.endswith("ended\n")
+        self.port = int(line.rsplit(":", 1)[1].rstrip("/\n"))
+
+    def connect(self, seconds, length, body):
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        head = f"POST /slow?seconds={seconds} HTTP/1.1\r\nHost: localhost\r\n"
+        plain.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + body)
+        while self.process.stdout.readline() != "asked\n":
+            pass
+        return plain
+
+    def end(self, how):
+        """The exit status, what was printed, what was complained about."""
+        self.process.send_signal(how)
+        rest, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, rest, errors
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def whole(plain):
+    """All that comes until the connection ends."""
+    with plain:
+        received = b""
+        while part := plain.recv(4096):
+            received += part
+        return received
+
+
+@posix
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_gives_answers_under_way_and_waits_for_nobody(how):
+    with Program(ending=60, last_bytes=60) as program:  # it waits only while there is something
+        silent = socket.create_connection(("127.0.0.1", program.port), timeout=20)
+        staying = program.connect(0, 1, b"x")
+        assert b" 200 " in staying.recv(100)
+        late = program.connect(0.1, 1000, b"x" * 999)  # its last byte comes after the signal
+        asked = [program.connect(2.0, 3, b"abc") for _ in range(20)]
+        program.process.send_signal(how)
+        with pytest.raises(OSError):  # soon nobody listens
+            while True:
+                socket.create_connection(("127.0.0.1", program.port), timeout=20).close()
+                time.sleep(0.01)
+        late.sendall(b"x")
+        for plain in asked:
+            assert whole(plain).endswith(b"\r\n\r\n3")
+        assert whole(late).endswith(b"\r\n\r\n1000")
+        rest, errors = program.process.communicate(timeout=30)
+        assert (program.process.returncode, errors) == (0, "")
+        assert rest.endswith("ended\n")
+        silent.close()
+        staying.close()
+
+
+@posix
+def test_what_takes_too_long_is_cut_off_by_the_end_with_a_word():
+    with Program(ending=1, last_bytes=0.2) as program:
+        endless = program.connect(1000, 3, b"abc")
+        dripping = program.connect(0, 1000, b"abc")
+        code, rest, errors = program.end(signal.SIGINT)
+        assert code == 0 and rest.endswith("ended\n") and "Traceback" not in errors
+        for plain in (endless, dripping):
+            refused = whole(plain)
+            assert refused.startswith(b"HTTP/1.1 503 ") and b"has been ended" in refused

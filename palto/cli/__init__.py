@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from palto.cli.compare import Compare
+from palto.cli.drive import Drive
 from palto.cli.echo import Echo
 from palto.cli.label import Label
 from palto.cli.look import Data, Summary
@@ -33,12 +34,13 @@ _COMMANDS: dict[str, Any] = {
     "summary": Summary,
     "data": Data,
     "label": Label,
+    "drive": Drive,
     "echo": Echo,
 }
 
 #: `palto train NAME` trains these applications, each by the class `Command` of cli/train_NAME.py,
 #: which is imported only then, for it may need its extra's libraries: the extra, and one of them.
-_APPLICATIONS = {"echo": "av"}
+_APPLICATIONS = {"drive": "gymnasium", "echo": "av"}
 
 #: Errors whose message says all: where in Palto they were noticed helps nobody here.
 _EXPLAINED = (
@@ -51,6 +53,8 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     try:
         return int(_command(words).run())
+    except KeyboardInterrupt:  # where nothing is kept: a program is being compiled, say
+        return 130
     except _EXPLAINED as error:
         print(f"palto: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):

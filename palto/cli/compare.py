@@ -15,11 +15,12 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from palto import data
+from palto.comparison import METHODS, RESULTS_FILE, Job, Outcome, Results
 from palto.data.sources.named import TABLES
 from palto.draw import learning_curves, learning_gain, time_against_accuracy
 from palto.extras import require
 from palto.recipes import compare
-from palto.recipes.compare import METHODS, Images, Job, Outcome, Plan, Results
+from palto.recipes.compare import Images, Plan
 
 #: A first look, where nothing else is asked for.
 _QUICK: dict[str, Any] = {
@@ -94,8 +95,8 @@ class Compare(Plan):
                 results = compare.run(images, plan, out, name=self.data, watch=watch.told)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on")
-            if (out / compare.RESULTS_FILE).exists():
-                write_report(Results.open(out / compare.RESULTS_FILE), out)
+            if (out / RESULTS_FILE).exists():
+                write_report(Results.open(out / RESULTS_FILE), out)
             return 130
         for rows in (accuracy_table(results), time_table(results)):
             console.print(_table(list(rows)))
@@ -170,7 +171,7 @@ def write_report(results: Results, folder: Path) -> Path:
     """Write results.md and its pictures, made of the results alone.
 
     Args:
-        results: those of `palto.recipes.compare`.
+        results: what `palto.recipes.compare` has found.
         folder: where to.
 
     Returns:
@@ -219,7 +220,8 @@ def write_report(results: Results, folder: Path) -> Path:
             "![Accuracy with and without augmentation, and the gain](augmentation.svg)",
         ]
     parts += [
-        f"The network takes {setting['epochs']} epochs, and at least {setting['steps']:,} steps. "
+        f"The network is {setting['model']}; it takes {setting['epochs']} epochs, and at least "
+        f"{setting['steps']:,} steps. "
         f"Measured on {about['date']}; {about['processor']}; Palto {about['palto']}, Python "
         f"{about['python']}.",
     ]

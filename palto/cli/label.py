@@ -132,9 +132,9 @@ def _propose(
     """Ask a model about all images, one after the other, while people label already."""
     columns = [run.classes.index(name) for name in classes]
     results = run.predict(files.values(), complain=lambda _: None)
-    for number, (_, probabilities) in zip(files, results, strict=True):
-        if probabilities is not None:
-            own = probabilities[columns]
+    for number, found in zip(files, results, strict=True):
+        if found.answer is not None:
+            own = found.answer[columns]
             challenges.propose(number, own / max(own.sum(), 1e-9))
 
 

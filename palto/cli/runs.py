@@ -10,10 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from palto.train.machines import Machines
 from palto.train.run import (
     PRESETS,
     REPORT_FILE,
@@ -27,7 +29,7 @@ from palto.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Train(Config):
+class Train(Machines, Config):
     """Train a model on a data set or on your own pictures.
 
     On Fashion-MNIST, with all defaults: palto train
@@ -41,9 +43,12 @@ class Train(Config):
 
     On a table: palto train table.csv --target price
 
+    On four GPUs: palto train --executor xla --devices 4
+
     Better: palto train --model lenet --augment crop flip --epochs 20
 
-    An application instead, the echo canceller: palto train echo --help
+    An application instead, the self-driving car or the echo canceller: palto train drive --help,
+    palto train echo --help
     """
 
     data: Positional[str] = "fashion-mnist"
@@ -57,15 +62,19 @@ class Train(Config):
         """Do it."""
         names = [field.name for field in dataclasses.fields(Config)]
         config = Config(**{name: getattr(self, name) for name in names})
+        if self.processes is not None and self.out is None:
+            raise ValueError("several processes share the run's folder: name it with --out")
+        executor = self.meet()
         examples = open_examples(config)
-        print(_described(config, examples))
+        if executor.rank == 0:
+            print(_described(config, examples))
         folder = self.out or _new_folder(config)
-        run = Run.create(folder, config, examples)
-        return _finish(run, run.fit(examples))
+        run = Run.create(folder, config, examples, executor=executor)
+        return _finish(run, run.fit(examples, executor=executor))
 
 
 @dataclass(frozen=True)
-class Resume:
+class Resume(Machines):
     """Go on with a run that was stopped, exactly where it was."""
 
     run_folder: Positional[Path]
@@ -73,13 +82,18 @@ class Resume:
 
     def run(self) -> int:
         """Do it."""
+        executor = self.meet()
         run = Run.open(self.run_folder)
-        return _finish(run, run.fit(open_examples(run.config), resume=True))
+        return _finish(run, run.fit(run.examples(), resume=True, executor=executor))
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run's best weights on its test examples, or on other data."""
+    """Measure a run's best weights on its test examples, or on other data.
+
+    Other data is measured on as a whole, or on its test part where it has one. A table becomes
+    numbers in the way that the run has learned: palto evaluate runs/my-run --data other.csv
+    """
 
     run_folder: Positional[Path]
     """The run's folder."""
@@ -89,17 +103,7 @@ class Evaluate:
     def run(self) -> int:
         """Do it."""
         run = Run.open(self.run_folder)
-        config = run.config
-        if self.data is not None:
-            config = dataclasses.replace(config, data=self.data)
-        examples = open_examples(config)
-        if (examples.shape, examples.classes) != (run.shape, run.classes):
-            raise ValueError(
-                f"this data has inputs of shape {examples.shape} and {len(examples.classes)} "
-                f"classes, the run {run.shape} and {len(run.classes)}; with --data name data of "
-                "the same kind"
-            )
-        result = run.evaluate(examples)
+        result = run.evaluate(run.examples(self.data))
         for name, value in result.measures.items():
             print(f"{name.replace('_', ' ')}: {_shown(name, value)}")
         if result.confusion is not None:
@@ -116,12 +120,19 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what pictures show, with the probability of each class."""
+    """Say what pictures show, or what the rows of a table lead to.
+
+    Classes come with the probability of each: palto predict runs/my-run new.jpg
+
+    A table (.csv) has the columns that the run learned from, in any order, and an answer for each
+    line. An empty cell is unknown. Numbers are in the unit of the column that is predicted: palto
+    predict runs/my-run rows.csv
+    """
 
     run_folder: Positional[Path]
     """The run's folder."""
     files: Positional[tuple[Path, ...]]
-    """Pictures, or folders of them."""
+    """Pictures or tables, as the run was trained on, or folders of them."""
     top: int = 3
     """How many classes to name."""
     json: bool = False
@@ -130,20 +141,23 @@ class Predict:
     def run(self) -> int:
         """Do it."""
         run = Run.open(self.run_folder)
-        results = run.predict(self.files, complain=lambda text: print(text, file=sys.stderr))
+        predictor = run.predictor()
         failed = 0
-        for path, probabilities in results:
-            if probabilities is None:
+        for file, line, answer in predictor.predict(self.files, complain=_complain):
+            if answer is None:
                 failed += 1
                 continue
-            named = sorted(
-                zip(run.classes, probabilities.tolist(), strict=True), key=lambda x: -x[1]
-            )
+            said = predictor.describe(answer)
             if self.json:
-                print(json.dumps({"file": str(path), "probabilities": dict(named)}))
+                place = {"file": str(file)} | ({} if line is None else {"line": line})
+                print(json.dumps(place | said))
+                continue
+            if predictor.classes:
+                named = list(said["probabilities"].items())[: self.top]
+                text = ", ".join(f"{name} {p:.1%}" for name, p in named)
             else:
-                best = ", ".join(f"{name} {p:.1%}" for name, p in named[: self.top])
-                print(f"{path}: {best}")
+                text = str(np.float32(said["value"]))
+            print(f"{file}{'' if line is None else f', line {line}'}: {text}")
         return 1 if failed else 0
 
 
@@ -170,7 +184,7 @@ class Profile:
         """Do it."""
         run = Run.open(self.run_folder)
         explanation = run.explain(
-            open_examples(run.config), training=not self.inference, batch_size=self.batch_size
+            run.examples(), training=not self.inference, batch_size=self.batch_size
         )
         rows = explanation.slowest(len(explanation.rows))
         console = Console()
@@ -189,7 +203,7 @@ class Report:
     def run(self) -> int:
         """Do it."""
         run = Run.open(self.run_folder)
-        print(str(run.write_report(run.load_best(), open_examples(run.config))))
+        print(str(run.write_report(run.load_best(), run.examples())))
         return 0
 
 
@@ -226,13 +240,21 @@ def _new_folder(config: Config) -> Path:
 
 
 def _finish(run: Run, trainer: Trainer) -> int:
+    if trainer.executor.rank:
+        return 130 if trainer.was_interrupted else 0
     if trainer.was_interrupted:
         print(f"stopped; go on with: palto resume {run.folder}")
         return 130
     print(f"report: {run.folder / REPORT_FILE}")
-    if run.is_classification and len(run.shape) == 3:
+    if run.encoder is not None:
+        print(f"try it: palto predict {run.folder} ROWS.csv")
+    elif run.is_classification and len(run.shape) == 3:
         print(f"try it: palto predict {run.folder} PICTURE ...")
     return 0
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _share(part: int, whole: int) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from palto.compiler.llvm import machine
 from palto.tensor.dtypes import Array
-from palto.tensor.tensor import Cell
+from palto.tensor.tensor import Cell, Tensor
 
 _WORD = 8
 #: Where a tuple's items begin.
@@ -27,8 +27,9 @@ _ITEMS = tuple.__basicsize__
 _BASE, _FLAGS, _WRITEABLE = 32, 48, 0x400
 
 #: ``i64 point(tuple, plan)``; it holds Python's lock. The plan: how many items of the tuple, how
-#: many cells, the table; the slot and offset of each item; address, slot and whether it is written
-#: of each cell. It answers how many cells' values somebody else holds, too.
+#: many cells, the table, None; the slot and offset of each item; address, slot and whether it is
+#: written of each cell. It answers how many cells' values cannot be used where they are: somebody
+#: else holds one that is to be written, or another executor keeps it and NumPy's side is None.
 _POINT = """
 define i64 @point(ptr %tuple, ptr %plan) {{
 entry:
@@ -37,7 +38,9 @@ entry:
   %cells = load i64, ptr %cells_at, align 8
   %table_at = getelementptr i64, ptr %plan, i64 2
   %table = load ptr, ptr %table_at, align 8
-  %first = getelementptr i64, ptr %plan, i64 3
+  %none_at = getelementptr i64, ptr %plan, i64 3
+  %none = load ptr, ptr %none_at, align 8
+  %first = getelementptr i64, ptr %plan, i64 4
   br label %items_head
 items_head:
   %i = phi i64 [ 0, %entry ], [ %i_next, %item ]
@@ -92,7 +95,9 @@ cell:
   %foreign = or i1 %based, %fixed
   %bad = or i1 %shared, %foreign
   %bad_number = zext i1 %bad to i64
-  %counts = mul i64 %bad_number, %written
+  %bad_written = mul i64 %bad_number, %written
+  %elsewhere = icmp eq ptr %array, %none
+  %counts = select i1 %elsewhere, i64 1, i64 %bad_written
   %held_next = add i64 %held, %counts
   %j_next = add i64 %j, 1
   %cell_at_next = getelementptr i64, ptr %cell_at, i64 3
@@ -125,7 +130,7 @@ class Pointing:
         items: Sequence[tuple[int, int]],
         cells: Sequence[tuple[Cell, int, bool]],
     ) -> None:
-        words = [len(items), len(cells), address_of(table)]
+        words = [len(items), len(cells), address_of(table), id(None)]
         for slot, number in items:
             words += [slot, _ITEMS + number * _WORD]
         for cell, slot, is_written in cells:
@@ -186,9 +191,10 @@ def _native() -> Any:
 def _is_right(point: Any, cell: Cell) -> bool:
     """Whether it sees every reason for which a cell's value may not be written to."""
     table, array = np.zeros(2, np.uint64), np.ones(2)
-    plan = np.array([1, 1, address_of(table), 0, _ITEMS, id(cell), 1, 1], np.int64)
+    words = [1, 1, address_of(table), id(None), 0, _ITEMS, id(cell), 1]
+    plan, reading = (np.array([*words, is_written], np.int64) for is_written in (1, 0))
 
-    def answer() -> int:
+    def answer(plan: Array = plan) -> int:
         return int(point((array,), address_of(plan)))
 
     def value() -> Any:
@@ -207,5 +213,7 @@ def _is_right(point: Any, cell: Cell) -> bool:
     cell.store(np.ones(6, np.float32)[:3])
     found.append(answer())
     cell.store(np.ones(3, np.float32))
-    found.append(answer())
-    return right and found == [0, 1, 1, 1, 1, 0]
+    found += [answer(), answer(reading)]
+    cell.hold(Tensor(cell.shape, cell.dtype))
+    found += [answer(), answer(reading)]
+    return right and found == [0, 1, 1, 1, 1, 0, 0, 1, 1]

@@ -17,6 +17,8 @@ import numpy as np
 
 from palto.backprop import BackwardError
 from palto.compiler.dynamic import Declared, DynamicShapes, generalise, points, with_sizes
+from palto.compiler.executor import Executor, Runnable, dense
+from palto.compiler.executors import chosen
 from palto.compiler.explain import Explanation, explain, made_up
 from palto.compiler.guards import Guards
 from palto.compiler.program import Program
@@ -39,7 +41,7 @@ class _Entry:
 
     guards: Guards
     recording: Recording
-    program: Program
+    program: Runnable
     #: The sizes below which it is not the right one.
     least: dict[str, int]
     #: What calls of plain arrays look like for which it is; see `_form`.
@@ -65,6 +67,7 @@ class CompiledFunction:
         *,
         keep_grad: bool = False,
         dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+        executor: str | Executor | None = None,
     ) -> None:
         if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
             raise TypeError("palto.compile takes plain functions, no generators or coroutines")
@@ -72,6 +75,7 @@ class CompiledFunction:
             raise TypeError(f"palto.compile takes a function, got {function!r}")
         self._function = function
         self._keep_grad = keep_grad
+        self._executor = chosen(executor)
         self._dynamic = DynamicShapes(function, dynamic_shapes) if dynamic_shapes else None
         self._entries: dict[Any, list[_Entry]] = {}
         #: The same for calls with plain arrays in a row, by their shapes and dtypes.
@@ -96,6 +100,7 @@ class CompiledFunction:
             copy.deepcopy(self._function, memo),
             keep_grad=self._keep_grad,
             dynamic_shapes=self._dynamic.shapes if self._dynamic else {},
+            executor=self._executor,
         )
 
     @property
@@ -145,13 +150,13 @@ class CompiledFunction:
             raise TraceError(f"explain() runs {self._name}, which cannot be inside a program")
         if not is_empty or self._takes(args):
             entry, arrays, sizes = self._prepare(args, kwargs)
-            return explain(entry.program, arrays, self._name, sizes)
+            return explain(self._native(entry), arrays, self._name, sizes)
         if self._latest is None:
             raise ValueError(
                 f"{self._name} has no program yet: call it first, or give explain() the arguments "
                 f"of a call, as in {self._name}.explain(inputs, targets)"
             )
-        program = self._latest.program
+        program = self._native(self._latest)
         try:
             return explain(program, made_up(program), self._name, program.greatest)
         except Exception as error:
@@ -159,6 +164,14 @@ class CompiledFunction:
                 "explain() without arguments makes some up; give it those of a call instead"
             )
             raise
+
+    def _native(self, entry: _Entry) -> Program:
+        if not isinstance(entry.program, Program):
+            raise ValueError(
+                f"explain() shows the steps of native programs, and {self._name} runs by another "
+                "executor: compile it with executor='native' (without PALTO_EXECUTOR)"
+            )
+        return entry.program
 
     def _takes(self, args: tuple[Any, ...]) -> bool:
         """Whether these arguments are enough."""
@@ -173,7 +186,7 @@ class CompiledFunction:
     ) -> tuple[_Entry, list[Array], dict[str, int]]:
         """The program for some arguments, what it takes of them, and its run-time sizes."""
         leaves, tree = flatten((args, kwargs))
-        arrays = [_as_array(leaf) for leaf in leaves]
+        arrays = [self._as_array(leaf) for leaf in leaves]
         declared: dict[int, Declared] = {}
         sizes: dict[str, int] = {}
         if self._dynamic is not None:
@@ -186,6 +199,26 @@ class CompiledFunction:
             entry, sizes = self._entry(leaves, arrays, tree, {}, {}), {}
         self._latest = entry
         return entry, [array for array in arrays if array is not None], sizes
+
+    def _as_array(self, leaf: Any) -> Array | None:
+        """The value of an argument that a program takes; None for one it is built for."""
+        if isinstance(leaf, Cell):
+            return None
+        if isinstance(leaf, Tensor):
+            if leaf.requires_grad and is_grad_enabled():
+                raise TraceError(
+                    f"an argument of shape {leaf.shape} requires a gradient, but the graph of a "
+                    "compiled function ends with it; detach() the argument, or call backward() or "
+                    "palto.grad inside the compiled function"
+                )
+            return self._executor.argument(leaf)
+        if isinstance(leaf, float | complex):  # np.float64 among them: a Python number
+            return None
+        if isinstance(leaf, np.ndarray | np.generic):
+            array = np.asarray(leaf)
+            dtypes.as_dtype(array.dtype)
+            return dense(array)
+        return None
 
     def _known(self, args: tuple[Any, ...]) -> tuple[_Entry, list[Array], dict[str, int]] | None:
         """What `_prepare` gives, found in less time for plain arrays that have come before."""
@@ -296,7 +329,7 @@ class CompiledFunction:
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
         greatest = {dim.name: dim.max for dim in dims}
-        program = Program(recording, greatest, keep_grad=self._keep_grad)
+        program = self._executor.program(recording, greatest, keep_grad=self._keep_grad)
         return _Entry(guards, recording, program, least)
 
     def _refuse_side_effect(self, guards: Guards) -> None:
@@ -315,15 +348,14 @@ class CompiledFunction:
             "inside one compiled function"
         )
 
-    def _deliver(self, recording: Recording, returned: list[Array], grads: list[Array]) -> Any:
+    def _deliver(self, recording: Recording, tensors: list[Tensor], grads: list[Tensor]) -> Any:
         if self._keep_grad:
             for (cell, pending), grad in zip(recording.grads, grads, strict=True):
-                cell.set_grad(Tensor(grad.shape, grad.dtype, grad), pending=pending)
+                cell.set_grad(grad, pending=pending)
         else:
             for cell, _ in recording.grads:
                 if cell._grad is not None:
                     cell.set_grad(None, pending=False)
-        tensors = [Tensor(value.shape, value.dtype, value) for value in returned]
         if True in recording.severed:
             for tensor, severed in zip(tensors, recording.severed, strict=True):
                 if severed:
@@ -377,31 +409,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _as_array(leaf: Any) -> Array | None:
-    """The value of an argument that a program takes at run time; None for one it is built for."""
-    if isinstance(leaf, Cell):
-        return None
-    if isinstance(leaf, Tensor):
-        if leaf.requires_grad and is_grad_enabled():
-            raise TraceError(
-                f"an argument of shape {leaf.shape} requires a gradient, but the graph of a "
-                "compiled function ends with it; detach() the argument, or call backward() or "
-                "palto.grad inside the compiled function"
-            )
-        return _dense(leaf.array())
-    if isinstance(leaf, float | complex):  # np.float64 among them: a Python number
-        return None
-    if isinstance(leaf, np.ndarray | np.generic):
-        array = np.asarray(leaf)
-        dtypes.as_dtype(array.dtype)
-        return _dense(array)
-    return None
-
-
-def _dense(array: Array) -> Array:
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-
-
 def _static_key(leaf: Any) -> Any:
     """What tells one argument that is not a tensor from another."""
     if isinstance(leaf, bool | int | float | complex | str | bytes | type(None)):
@@ -431,10 +438,14 @@ def compile(
     *,
     keep_grad: bool = False,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+    executor: str | Executor | None = None,
 ) -> CompiledFunction: ...
 @overload
 def compile(
-    *, keep_grad: bool = False, dynamic_shapes: Mapping[str, Any] = MappingProxyType({})
+    *,
+    keep_grad: bool = False,
+    dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+    executor: str | Executor | None = None,
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
 def compile(
     function: Callable[..., Any] | None = None,
@@ -442,6 +453,7 @@ def compile(
     *,
     keep_grad: bool = False,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+    executor: str | Executor | None = None,
 ) -> Any:
     """Make a program of a function, at its first call with arguments of some shape and dtype.
 
@@ -463,13 +475,20 @@ def compile(
             ``batch = palto.Dim("batch", max=256)``; for an argument that is a whole number, the
             Dim itself; for a list, tuple or dict, the same of these. Memory is planned for the
             greatest sizes, and a call takes time according to its own.
+        executor: who makes and runs the program: ``"native"``, Palto's own compiler; ``"xla"``, by
+            JAX, on a GPU or a TPU if there is one (extra ``palto[xla]``); or an object such as
+            ``palto.compiler.XLA(devices=4)``. By default what `PALTO_EXECUTOR` says, or native.
 
     Returns:
         A function of the same arguments. What it returns is not connected to backprop outside.
 
     Raises:
         TraceError: at the first call, when the function does what a program cannot repeat.
-        ValueError: at a call, when a size is over its maximum, or two that should agree do not.
+        ValueError: there is no such executor; at a call, when a size is over its maximum, or two
+            that should agree do not.
+        MissingExtraError: at the first call, when the executor's library is not installed.
     """
-    made = functools.partial(CompiledFunction, keep_grad=keep_grad, dynamic_shapes=dynamic_shapes)
+    made = functools.partial(
+        CompiledFunction, keep_grad=keep_grad, dynamic_shapes=dynamic_shapes, executor=executor
+    )
     return made if function is None else made(function)

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from palto.compiler import team
+from palto.compiler.executor import Runnable
 from palto.compiler.native import Native
 from palto.compiler.trace import Recording
 from palto.tensor import graph
-from palto.tensor.graph import Array, Graph, Spec
-from palto.tensor.tensor import Cell
+from palto.tensor.graph import Array, Spec
+from palto.tensor.tensor import Cell, Tensor
 
 #: Programs share cells, so one runs at a time in a process.
-_running = threading.RLock()
+running = threading.RLock()
 #: References to an array, or a leaf, that nobody but its cell holds: the cell's and our own.
-_ALONE = 3
+ALONE = 3
 #: How often a program is run to be profiled.
 _LEAST_RUNS, _MOST_RUNS = 5, 200
 #: In how many of these, the first, what is kept is computed; the state of the copies of cells
@@ -30,7 +31,7 @@ _KEEPING_RUNS = 3
 _PROFILED = -1
 
 
-class Program:
+class Program(Runnable):
     """Runs a recording: reads its cells, computes, checks, writes its cells.
 
     Args:
@@ -43,11 +44,8 @@ class Program:
         self, recording: Recording, greatest: Mapping[str, int], *, keep_grad: bool
     ) -> None:
         self._recording = recording
-        traced = recording.graph
+        traced = recording.wanted(gradients=keep_grad)
         returned, written = len(recording.severed), len(recording.writes)
-        checked = len(recording.checks)
-        kept = len(traced.outputs) if keep_grad else returned + written + checked
-        traced = Graph(traced.inputs, traced.operations, traced.outputs[:kept], traced.tensors)
         arguments = len(traced.inputs) - len(recording.reads)
         places = {cell: arguments + i for i, cell in enumerate(recording.reads)}
         self._reads = recording.reads
@@ -69,21 +67,10 @@ class Program:
 
     def run(
         self, arguments: Sequence[Array], sizes: Mapping[str, int] = MappingProxyType({})
-    ) -> tuple[list[Array], list[Array]]:
-        """Run once.
-
-        Args:
-            arguments: the argument tensors' values, dense. They are not written to or kept.
-            sizes: the run-time sizes.
-
-        Returns:
-            The values of the tensors returned, and the gradients of `Recording.grads`.
-
-        Raises:
-            IndexError, FloatingPointError: an index or a check failed; every cell is as before.
-        """
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See `Runnable`; arguments are dense."""
         recording = self._recording
-        with _running:
+        with running:
             if recording.writes:
                 self._note_change()
             state = graph.change_count
@@ -95,7 +82,8 @@ class Program:
                 targets = [cell._leaf.array() for cell in recording.writes]
                 outputs = self.native.run(inputs, targets, sizes, state)
         checks = len(recording.checks)
-        return outputs[: self._returned], outputs[self._returned + checks :]
+        tensors = [Tensor(value.shape, value.dtype, value) for value in outputs]
+        return tensors[: self._returned], tensors[self._returned + checks :]
 
     def _note_change(self) -> None:
         """Say so if cells change of which programs keep what they have computed."""
@@ -123,7 +111,7 @@ class Program:
             is kept is computed in the first runs, and not in those that a whole run is told of.
         """
         recording = self._recording
-        with _running:
+        with running:
             before = {c: c._leaf.array() for c in (*self._reads, *recording.writes)}
             copies = {cell: array.copy() for cell, array in before.items()}
             inputs = [np.array(x, order="C") for x in arguments]
@@ -154,8 +142,8 @@ def _own(cell: Cell) -> None:
     leaf = cell._leaf
     array: Any = leaf._value
     if (
-        getrefcount(leaf) > _ALONE
-        or getrefcount(array) > _ALONE
+        getrefcount(leaf) > ALONE
+        or getrefcount(array) > ALONE
         or array.base is not None
         or not array.flags.writeable
     ):

@@ -47,6 +47,12 @@ class Recording:
     severed: tuple[bool, ...]
     arrays: tuple[tuple[Callable[[], Array | None], Array], ...]
 
+    def wanted(self, *, gradients: bool) -> Graph:
+        """The graph; without the gradients where they are not wanted."""
+        graph = self.graph
+        count = len(graph.outputs) - (0 if gradients else len(self.grads))
+        return Graph(graph.inputs, graph.operations, graph.outputs[:count], graph.tensors)
+
 
 def record(
     function: Callable[..., Any], leaves: Sequence[Any], tree: Tree, specs: Sequence[Spec | None]

@@ -112,6 +112,7 @@ class DataLoader:
         self.drop_last = bool(drop_last)
         self.prefetch_factor = int(prefetch_factor)
         self.seed = int(seed)
+        self._share = (0, 1)
         self._position = _Position(0, 0)  # of the iteration begun last
         self._next = (0, 0)  # the epoch, and the batch in it, with which the next one begins
 
@@ -141,17 +142,41 @@ class DataLoader:
             raise ValueError(f"an epoch is a whole number from 0 up, got {epoch!r}")
         self._go_to(int(epoch), 0)
 
+    def share(self, rank: int, processes: int) -> None:
+        """Load from now on, of every batch, the part of one of several processes alone.
+
+        Batches, their order and what `state_dict` counts stay those of all processes together.
+
+        Raises:
+            ValueError: a batch cannot be shared evenly.
+        """
+        rest = 0 if self.drop_last else len(self.dataset) % self.batch_size
+        for size in (self.batch_size, rest):
+            if size % processes:
+                raise ValueError(
+                    f"{processes} processes cannot share a batch of {size} examples; let "
+                    "batch_size be a multiple of their number, and drop_last be True"
+                )
+        self._share = (rank, processes)
+
+    def _own(self, order: Array) -> Array:
+        """Of the examples of whole batches, and of a smaller last one, this process's."""
+        rank, processes = self._share
+        whole = len(order) - len(order) % self.batch_size
+        batches = [order[:whole].reshape(-1, self.batch_size), order[None, whole:]]
+        return np.concatenate([np.split(x, processes, axis=1)[rank].reshape(-1) for x in batches])
+
     def _go_to(self, epoch: int, batch: int) -> None:
         self._position = _Position(epoch, batch)
         self._next = (epoch, batch)
 
     def _batches(self, position: _Position) -> Iterator[Batch]:
-        dataset, size = in_epoch(self.dataset, position.epoch), self.batch_size
+        dataset, size = in_epoch(self.dataset, position.epoch), self.batch_size // self._share[1]
         load, order = partial(_load, dataset), self._order(position.epoch)
         at_once = _at_once(dataset, size)
         step = size * (at_once or 1)
         workers = self.num_workers if at_once is None else min(self.num_workers, GATHERERS)
-        order = order[: len(self) * size]
+        order = self._own(order[: len(self) * self.batch_size])
         chunks = (order[k : k + step] for k in range(position.given * size, len(order), step))
         for loaded in self._loaded_ahead(workers, load, chunks) if workers else map(load, chunks):
             tensors = tuple(map(_tensor, loaded))

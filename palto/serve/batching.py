@@ -26,6 +26,7 @@ class Batcher:
         limit: how many items may wait or be computed.
 
     Attributes:
+        limit: so many.
         waiting: how many items do.
     """
 
@@ -37,7 +38,7 @@ class Batcher:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._compute = compute
         self._batch_size = batch_size
-        self._limit = limit
+        self.limit = limit
         self._items: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="palto-compute")
         self._work: asyncio.Task[None] | None = None
@@ -54,19 +55,19 @@ class Batcher:
         for size in self.sizes:
             self._compute(np.stack([item] * size))
 
-    def reserve(self) -> None:
-        """Take a place in the queue; each is given back by `release`.
+    def reserve(self, count: int = 1) -> None:
+        """Take places in the queue; each is given back by `release`.
 
         Raises:
-            QueueFullError: there is none.
+            QueueFullError: there are not so many.
         """
-        if self.waiting >= self._limit:
+        if self.waiting + count > self.limit:
             raise QueueFullError
-        self.waiting += 1
+        self.waiting += count
 
-    def release(self) -> None:
-        """Give a place back."""
-        self.waiting -= 1
+    def release(self, count: int = 1) -> None:
+        """Give places back."""
+        self.waiting -= count
 
     async def submit(self, item: np.ndarray) -> np.ndarray:
         """The item's result."""

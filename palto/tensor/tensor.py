@@ -626,7 +626,10 @@ class Cell(Tensor):
         # A new leaf, never a write into the old buffer: earlier reads keep their value.
         if array.shape != self.shape or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array).reshape(self.shape)
-        leaf = Tensor(self.shape, self.dtype, array, requires_grad=requires_grad)
+        self.hold(Tensor(self.shape, self.dtype, array, requires_grad=requires_grad))
+
+    def hold(self, leaf: Tensor) -> None:
+        """Hold `leaf` as the value: a tensor of the cell's shape and dtype made for it alone."""
         leaf.cell = self
         self._leaf = leaf
         if self.is_watched:

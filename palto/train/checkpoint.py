@@ -42,13 +42,16 @@ class Checkpoints:
 
     Args:
         folder: where they lie; made if it is not there.
+        writes: whether this process writes them; otherwise it only looks.
 
     Raises:
         OSError: the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, writes: bool = True) -> None:
         self.folder = Path(folder)
+        if not writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)  # a save that was cut off

@@ -132,17 +132,25 @@ class _Count:
 
 
 class Regression:
-    """Answers and targets are numbers, of the same shape."""
+    """Answers and targets are numbers, of the same shape.
+
+    Args:
+        scale: what they were divided by; errors are told in their own unit.
+    """
 
     best = ("loss", False)
 
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
     def start(self) -> _Errors:
         """A fresh count."""
-        return _Errors()
+        return _Errors(self.scale)
 
 
 class _Errors:
-    def __init__(self) -> None:
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
         self._loss = self._absolute = self._squared = self._sum = self._square_sum = 0.0
         self._seen = self._numbers = 0
 
@@ -163,7 +171,7 @@ class _Errors:
         spread = self._square_sum - self._sum**2 / count
         measures = {
             "loss": self._loss / max(self._seen, 1),
-            "mean_absolute_error": self._absolute / count,
+            "mean_absolute_error": self._scale * self._absolute / count,
         }
         if spread > 0:
             measures["r2"] = 1 - self._squared / spread

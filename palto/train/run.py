@@ -18,15 +18,15 @@ import numpy as np
 
 from palto import __version__
 from palto.compiler import Explanation
-from palto.data import DataLoader, Dataset, augment, open_source
-from palto.data.sources.pictures import SUFFIXES
+from palto.compiler.executor import Executor
+from palto.data import DataLoader, Dataset, TableDataset, TableEncoder, augment, open_source
 from palto.nn import functional, models
 from palto.nn.convolution import Conv2d
 from palto.nn.module import Module
 from palto.optim import SGD, Adam, AdamW, Optimizer, schedules
 from palto.tensor import Tensor, random
 from palto.tensor import functions as F
-from palto.train.inference import PictureClassifier
+from palto.train.inference import PictureClassifier, Prediction, Predictor, TablePredictor
 from palto.train.metrics import Classification, Evaluation, Regression
 from palto.train.report import Mistake, Report
 from palto.train.trainer import Trainer
@@ -113,16 +113,25 @@ class Examples:
         test: the others.
         shape: the shape of one input, (H, W, C) for images.
         classes: the names of the labels; none where targets are numbers.
+        encoder: how a table became numbers; None for other data.
     """
 
     train: Dataset
     test: Dataset
     shape: tuple[int, ...]
     classes: tuple[str, ...]
+    encoder: TableEncoder | None = None
 
 
-def open_examples(config: Config) -> Examples:
+def open_examples(
+    config: Config, encoder: TableEncoder | None = None, *, only_test: bool = False
+) -> Examples:
     """The data that a configuration names.
+
+    Args:
+        config: names the data, and how it is read.
+        encoder: of the table that was learned from, if a table was.
+        only_test: measure on all of data that has no test part, instead of dividing it.
 
     Raises:
         OSError, ValueError, DataUnavailableError: it cannot be found or read; the message says why.
@@ -131,18 +140,22 @@ def open_examples(config: Config) -> Examples:
         config.data,
         size=config.size,
         channels=config.channels,
-        target=config.target,
+        target=config.target if encoder is None else None,  # an encoder knows it
+        encoder=encoder,
         on_error="skip" if config.skip_bad_images else "raise",
-        validation=config.validation,
+        validation=0.0 if only_test else config.validation,
         seed=config.seed,
     )
+    if test is None and only_test:
+        test = train
     if test is None:
         raise ValueError(
             f"{config.data} has no test part, and validation is 0: give a share to measure on, "
             "such as --validation 0.1"
         )
     inputs, _ = train.__getitems__([0])
-    return Examples(train, test, inputs.shape[1:], train.classes)
+    found = train.encoder if isinstance(train, TableDataset) else None
+    return Examples(train, test, inputs.shape[1:], train.classes, found)
 
 
 def build_model(name: ModelName, shape: tuple[int, ...], outputs: int) -> Module:
@@ -215,6 +228,7 @@ class Run:
         shape: the shape of one input.
         classes: the names of the labels.
         command: the command that began it.
+        encoder: how the table that it learns from becomes numbers, if it is a table.
     """
 
     def __init__(
@@ -224,37 +238,52 @@ class Run:
         shape: tuple[int, ...],
         classes: tuple[str, ...],
         command: str,
+        encoder: TableEncoder | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.config = config
         self.shape = shape
         self.classes = classes
         self.command = command
+        self.encoder = encoder
         random.manual_seed(config.seed)
         self.model = build_model(config.model, shape, len(classes) or 1)
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], config: Config, examples: Examples) -> Run:
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        config: Config,
+        examples: Examples,
+        *,
+        executor: Executor | None = None,
+    ) -> Run:
         """Begin a run in a folder that has none yet.
+
+        Of several processes the first one begins it, and the others take part.
 
         Raises:
             FileExistsError: the folder holds a run.
             OSError: the folder cannot be written to.
         """
         path = Path(folder)
+        command, encoder = " ".join(sys.argv), examples.encoder
+        if executor is not None and executor.rank:
+            return cls(path, config, examples.shape, examples.classes, command, encoder)
         if (path / CONFIG_FILE).exists():
             raise FileExistsError(
                 f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
                 "another folder with --out"
             )
         path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config, examples.shape, examples.classes, " ".join(sys.argv))
+        run = cls(path, config, examples.shape, examples.classes, command, encoder)
         _write_json(
             path / CONFIG_FILE,
             {
                 "config": dataclasses.asdict(config),
                 "shape": list(run.shape),
                 "classes": list(run.classes),
+                "encoder": None if encoder is None else encoder.as_dict(),
                 "command": run.command,
                 "versions": versions(),
                 "licence": examples.train.licence,
@@ -281,9 +310,10 @@ class Run:
             saved = json.loads(path.read_text(encoding="utf-8"))
             fields = {**saved["config"], "augment": tuple(saved["config"]["augment"])}
             config = Config(**fields)
+            encoder = saved.get("encoder")  # runs of Palto's first days have none
             return cls(folder, config, tuple(saved["shape"]), tuple(saved["classes"]),
-                       saved["command"])  # fmt: skip
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+                       saved["command"], encoder and TableEncoder.from_dict(encoder))  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from None
 
     @property
@@ -291,12 +321,15 @@ class Run:
         """Whether the targets are labels."""
         return bool(self.classes)
 
-    def trainer(self, steps: int, *, show: bool = True) -> Trainer:
+    def trainer(
+        self, steps: int, *, show: bool = True, executor: Executor | None = None
+    ) -> Trainer:
         """The trainer for this run's model, its checkpoints in the run's folder.
 
         Args:
             steps: the length of the whole run, which the learning rate follows.
             show: print progress.
+            executor: who runs it; by default what `PALTO_EXECUTOR` says.
         """
         config = self.config
         highest = config.lr
@@ -315,13 +348,19 @@ class Run:
             self.model,
             makers[config.optimizer](),
             self._loss(),
-            Classification(len(self.classes)) if self.is_classification else Regression(),
+            self._task(),
             augment=build_augmentation(config.augment, len(self.classes), self.shape),
             clip_norm=config.clip_norm,
             folder=self.folder / "checkpoints",
             patience=config.patience,
             show=show,
+            executor=executor,
         )
+
+    def _task(self) -> Classification | Regression:
+        if self.is_classification:
+            return Classification(len(self.classes))
+        return Regression(1.0 if self.encoder is None else self.encoder.scale)
 
     def _loss(self) -> Callable[..., Tensor]:
         if not self.is_classification:
@@ -343,8 +382,38 @@ class Run:
 
         return cross_entropy
 
-    def fit(self, examples: Examples, *, resume: bool = False, show: bool = True) -> Trainer:
+    def examples(self, data: str | None = None) -> Examples:
+        """The run's own data, or other data of the same kind, to be measured on.
+
+        Args:
+            data: a name or a path. What has no test part is measured on as a whole.
+
+        Raises:
+            OSError, ValueError, DataUnavailableError: it cannot be found or read, or is of another
+                kind; the message says why.
+        """
+        if data is None:
+            return open_examples(self.config, self.encoder)
+        config = dataclasses.replace(self.config, data=data)
+        examples = open_examples(config, self.encoder, only_test=True)
+        if (examples.shape, examples.classes) != (self.shape, self.classes):
+            raise ValueError(
+                f"{data} has inputs of shape {examples.shape} and {len(examples.classes)} classes, "
+                f"the run {self.shape} and {len(self.classes)}: name data of the same kind"
+            )
+        return examples
+
+    def fit(
+        self,
+        examples: Examples,
+        *,
+        resume: bool = False,
+        show: bool = True,
+        executor: Executor | None = None,
+    ) -> Trainer:
         """Train to the end, or go on doing so, and write the report.
+
+        Of several processes the first one writes it.
 
         Raises:
             ValueError: the checkpoint is of another model or of other data.
@@ -359,11 +428,11 @@ class Run:
             drop_last=True,
             seed=config.seed,
         )
-        trainer = self.trainer(config.epochs * len(train), show=show)
+        trainer = self.trainer(config.epochs * len(train), show=show, executor=executor)
         if resume:
             trainer.resume(train)
         trainer.fit(train, _batches(examples.test, config), epochs=config.epochs)
-        if trainer.history:
+        if trainer.history and trainer.executor.rank == 0:
             self.write_report(trainer, examples)
         return trainer
 
@@ -414,44 +483,32 @@ class Run:
 
     def predict(
         self, files: Iterable[str | os.PathLike[str]], *, complain: Callable[[str], None]
-    ) -> Iterator[tuple[Path, np.ndarray | None]]:
-        """What pictures show.
-
-        Args:
-            files: pictures, or folders of them.
-            complain: called with a sentence for each picture that cannot be read.
-
-        Yields:
-            Each picture's path, and the probability of each class (K,), or None if it cannot be
-            read.
+    ) -> Iterator[Prediction]:
+        """What pictures show, or what the rows of tables lead to; see `Predictor.predict`.
 
         Raises:
-            FileNotFoundError: a file is not there, a folder holds no pictures, or nothing has been
-                trained yet.
-            ValueError: the run is not about the classes of pictures.
+            FileNotFoundError: a file is not there, or nothing has been trained yet.
+            ValueError: the run can be asked about neither pictures nor tables.
         """
-        paths = list(_pictures(files))
-        classify = self.classifier()
-        for path in paths:
-            try:
-                picture = classify.read(path)
-            except (OSError, ValueError) as error:
-                complain(str(error))
-                yield path, None
-            else:
-                yield path, classify(picture[None])[0]
+        return self.predictor().predict(files, complain=complain)
 
-    def classifier(self) -> PictureClassifier:
-        """What tells pictures apart by the best weights.
+    def predictor(self) -> Predictor:
+        """The best weights as a function.
 
         Raises:
             FileNotFoundError: nothing has been trained yet.
-            ValueError: the run is not about the classes of pictures.
+            ValueError: the run can be asked about neither pictures nor tables.
         """
-        if not self.is_classification or len(self.shape) != 3:
-            raise ValueError(f"{self.folder} was not trained to tell pictures apart")
+        if self.encoder is None and not (self.is_classification and len(self.shape) == 3):
+            raise ValueError(
+                f"{self.folder} cannot be asked: it was trained neither to tell pictures apart nor "
+                f"on a table. (A run on a table of the first days did not keep how columns become "
+                f"numbers: {CONFIG_FILE} has no encoder. Train on the table again.)"
+            )
         self.load_best()
-        return PictureClassifier(self.model, self.shape)
+        if self.encoder is not None:
+            return TablePredictor(self.model, self.encoder)
+        return PictureClassifier(self.model, self.shape, self.classes)
 
     def write_report(self, trainer: Trainer, examples: Examples) -> Path:
         """Write the run's page: curves, confusions, filters, worst mistakes, how it was made."""
@@ -461,7 +518,8 @@ class Run:
             self.model.load_state_dict(best.tensors["model"])
         try:
             started = time.perf_counter()
-            result = trainer.evaluate(_batches(examples.test, self.config))
+            alone = self.trainer(1, show=False, executor=trainer.executor.alone)
+            result = alone.evaluate(_batches(examples.test, self.config))
             rate = result.count / (time.perf_counter() - started)
             filters = _first_filters(self.model)
         finally:
@@ -498,20 +556,6 @@ class Run:
             )
             for example in result.mistakes
         ]
-
-
-def _pictures(files: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    for name in files:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"the folder {path} holds no pictures")
-            yield from inside
-        elif path.exists():
-            yield path
-        else:
-            raise FileNotFoundError(f"there is no file {path}")
 
 
 def _batches(dataset: Dataset, config: Config) -> DataLoader:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from palto.compiler import CompiledFunction, Explanation, compile
+from palto.compiler.executor import Executor, LostProcessError
+from palto.compiler.executors import chosen
 from palto.data.loader import DataLoader
 from palto.nn import module as modules
 from palto.nn.module import Module
@@ -65,6 +68,13 @@ class Trainer:
         save_every: seconds between checkpoints within an epoch; there is one after each epoch.
         patience: stop early after so many epochs without a better measure.
         show: print progress.
+        executor: who runs the step; see :func:`palto.compile`.
+        devices: with the executor ``"xla"``, on how many devices (of each process, where several
+            were brought together) the step runs. They share every batch, whose size is a multiple
+            of their number; each process loads its own part, and the first one writes checkpoints.
+
+    Raises:
+        ValueError: there is no such executor, or it has no devices to choose from.
     """
 
     def __init__(
@@ -80,24 +90,28 @@ class Trainer:
         save_every: float = 300.0,
         patience: int | None = None,
         show: bool = True,
+        executor: str | Executor | None = None,
+        devices: int | None = None,
     ) -> None:
+        self.executor = chosen(executor, devices=devices, every_process=True)
+        is_first = self.executor.rank == 0
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
         self.task = task
         self.patience = patience
         self.save_every = save_every
-        self.show = show
+        self.show = show and is_first
         #: One entry for each epoch so far: epoch, step, seconds, losses and measures.
         self.history: list[dict[str, float]] = []
-        self.checkpoints = None if folder is None else Checkpoints(folder)
+        self.checkpoints = None if folder is None else Checkpoints(folder, writes=is_first)
         #: What happened on the way: resumptions, early stopping, saves that failed.
         self.notes: list[str] = []
         self._at = _Progress()
         self._stop_asked = False
         self._augment = augment
-        self._step = _training_step(model, optimizer, loss, augment, clip_norm)
-        self._answer = _answer(model, loss)
+        self._step = _training_step(model, optimizer, loss, augment, clip_norm, self.executor)
+        self._answer = _answer(model, loss, self.executor)
 
     # Training
 
@@ -117,20 +131,48 @@ class Trainer:
             The history: for each epoch its losses and measures.
 
         Raises:
-            TrainingStopped: a loss or a gradient is not finite; it names the layer.
+            TrainingStopped: a loss or a gradient is not finite; it names the layer. Or another
+                process of the run has been lost.
+            ValueError: the devices or processes cannot share a batch evenly, or the processes do
+                not begin with the same weights at the same step.
         """
         self._stop_asked = False
-        with _polite_signals(self._ask_to_stop):
-            while self._at.epoch < epochs and not self._stop_asked:
-                self._epoch(train, epochs)
-                if self._stop_asked:
-                    break
-                entry = self._close_epoch(train, validation)
-                if self._should_stop_early(entry):
-                    break
+        try:
+            self._meet(train)
+            with _polite_signals(self._ask_to_stop):
+                while self._at.epoch < epochs and not self._stop_asked:
+                    self._epoch(train, epochs)
+                    if self._stop_asked:
+                        break
+                    entry = self._close_epoch(train, validation)
+                    if self._should_stop_early(entry):
+                        break
+        except LostProcessError as error:
+            raise TrainingStopped(
+                f"training stopped after step {self._at.step}: {error}"
+            ) from error
         if self._stop_asked:
             self._save(train)
         return self.history
+
+    def _meet(self, train: DataLoader) -> None:
+        """See to it that devices and processes can work on one batch, and begin alike."""
+        executor = self.executor
+        if train.batch_size % executor.parts:
+            raise ValueError(
+                f"{executor.parts} devices share every batch, so batch_size is a multiple of "
+                f"that; got {train.batch_size}"
+            )
+        train.share(executor.rank, executor.processes)
+        if executor.processes > 1:
+            mark = zlib.crc32(np.int64(self._at.step).tobytes())
+            for cell in self.model.state_dict().values():
+                mark = zlib.crc32(np.ascontiguousarray(cell.array()).tobytes(), mark)
+            if len(set(executor.gathered(mark))) > 1:
+                raise ValueError(
+                    "the processes do not begin alike: each must set the same seed before it makes "
+                    "the model, and find the same checkpoints, in a folder that all of them share"
+                )
 
     @property
     def was_interrupted(self) -> bool:
@@ -141,7 +183,7 @@ class Trainer:
         self._stop_asked = True
 
     def _epoch(self, train: DataLoader, epochs: int) -> None:
-        at = self._at
+        at, executor = self._at, self.executor
         last_save = started = time.monotonic()
         seconds_before = at.seconds
         with self._bar(at.epoch, epochs, train) as advance:
@@ -151,7 +193,8 @@ class Trainer:
                 at.epoch_loss += loss
                 at.epoch_batches += 1
                 at.seconds = seconds_before + time.monotonic() - started
-                advance(len(inputs), at.epoch_loss / at.epoch_batches)
+                advance(len(inputs) * executor.processes, at.epoch_loss / at.epoch_batches)
+                self._stop_asked = any(executor.gathered(self._stop_asked))
                 if self._stop_asked:
                     return
                 if time.monotonic() - last_save > self.save_every:
@@ -160,7 +203,8 @@ class Trainer:
 
     def _take_step(self, inputs: Tensor, targets: Tensor) -> float:
         try:
-            return float(self._step(inputs, targets))
+            whole = self.executor.whole
+            return float(self._step(whole(inputs), whole(targets)))
         except FloatingPointError as error:
             where = self._first_not_finite(inputs, targets)
             raise TrainingStopped(
@@ -290,7 +334,7 @@ class Trainer:
     # Saving and going on
 
     def _save(self, train: DataLoader, *, is_best: bool = False) -> None:
-        if self.checkpoints is None:
+        if self.checkpoints is None or self.executor.rank:
             return
         tensors = {
             "model": self.model.state_dict(),
@@ -393,10 +437,11 @@ def _training_step(
     loss_function: Callable[..., Tensor],
     augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
     clip_norm: float | None,
+    executor: Executor,
 ) -> CompiledFunction:
     """The compiled step. It sees nothing of the trainer, whose state changes all the time."""
 
-    @compile
+    @compile(executor=executor)
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
         if augment is not None:
             inputs, targets = augment(inputs, targets)
@@ -413,8 +458,10 @@ def _training_step(
     return step
 
 
-def _answer(model: Module, loss_function: Callable[..., Tensor]) -> CompiledFunction:
-    @compile
+def _answer(
+    model: Module, loss_function: Callable[..., Tensor], executor: Executor
+) -> CompiledFunction:
+    @compile(executor=executor)
     def answer(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model(inputs)
         losses = loss_function(outputs, targets, reduction="none")

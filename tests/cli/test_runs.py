@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,159 @@ def test_a_picture_that_cannot_be_read(pictures, capsys):
         capsys, "predict", run, pictures / "broken.png", pictures / "red" / "0.png"
     )
     assert status == 1 and "broken.png" in said.err and "red" in said.out
+
+
+def write_flats(path):
+    """A table of flats: the price, in roubles, follows from the others."""
+    rng = np.random.default_rng(0)
+    lines = ["rooms,district,area,price"]
+    for _ in range(200):
+        rooms, district = rng.integers(1, 5), rng.choice(["north", "south"])
+        area = rooms * 20 + rng.integers(0, 20)
+        price = area * (110_000 if district == "south" else 90_000)
+        lines.append(f"{rooms},{district},{area},{price}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def train_on(table, target, out):
+    words = ["train", table, "--target", target, "--epochs", "80", "--batch-size", "16",
+             "--lr", "1e-2", "--out", out]  # fmt: skip
+    assert cli.main([str(word) for word in words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def flat_runs(tmp_path_factory):
+    """A folder with the table, and a run for each of two columns."""
+    folder = tmp_path_factory.mktemp("flats")
+    table = write_flats(folder / "flats.csv")
+    for target in ("price", "district"):
+        train_on(table, target, folder / target)
+    return folder
+
+
+@pytest.fixture
+def flats(tmp_path):
+    return write_flats(tmp_path / "flats.csv")
+
+
+@pytest.fixture
+def price_run(flat_runs, tmp_path):
+    return Path(shutil.copytree(flat_runs / "price", tmp_path / "price"))
+
+
+def test_from_a_table_to_numbers_in_its_unit(flats, price_run, capsys):
+    run = price_run
+    rows = flats.parent / "rows.csv"
+    rows.write_text("area;id;district;rooms\n60;7;south;2\n\n90;8;north;4\n")  # another order
+    status, said = palto(capsys, "predict", run, rows)
+    assert status == 0 and "rows.csv: not learned from, so left out: 'id'" in said.err
+    lines = said.out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{rows}, line 2", f"{rows}, line 4"]
+    prices = [float(line.split(": ")[1]) for line in lines]
+    np.testing.assert_allclose(prices, [6_600_000, 8_100_000], rtol=0.05)
+
+    status, said = palto(capsys, "predict", run, rows, "--json")
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["line"] for row in found] == [2, 4] and found[0].keys() == {"file", "line", "value"}
+    np.testing.assert_allclose([row["value"] for row in found], prices, rtol=1e-6)
+
+    status, said = palto(capsys, "evaluate", run, "--data", flats)
+    measured = float(re.search(r"mean absolute error: ([\d.]+)", said.out)[1])
+    status, said = palto(capsys, "predict", run, flats, "--json")
+    guesses = [json.loads(line)["value"] for line in said.out.splitlines()]
+    truth = [float(line.split(",")[3]) for line in flats.read_text().split()[1:]]
+    assert measured == pytest.approx(np.abs(np.subtract(guesses, truth)).mean(), rel=1e-4)
+
+
+def test_from_a_table_to_classes(flats, flat_runs, capsys):
+    run = flat_runs / "district"
+    status, said = palto(capsys, "predict", run, flats, "--top", "1")
+    lines = said.out.splitlines()
+    assert status == 0 and len(lines) == 200
+    truth = [line.split(",")[1] for line in flats.read_text().split()[1:]]
+    right = np.mean([t == line.split()[-2] for t, line in zip(truth, lines, strict=True)])
+    status, said = palto(capsys, "evaluate", run, "--data", flats)
+    accuracy = float(re.search(r"accuracy: ([\d.]+)%", said.out)[1]) / 100
+    assert right == pytest.approx(accuracy, abs=1e-4) and right > 0.9
+
+    # Numbers are those of the table that was learned from, whatever is in the other one.
+    one = flats.parent / "one.csv"
+    one.write_text("\n".join(flats.read_text().split()[:2]))
+    (alone,) = palto(capsys, "predict", run, one)[1].out.splitlines()
+    among = palto(capsys, "predict", run, flats)[1].out.splitlines()[0]
+    assert alone.split(": ")[1] == among.split(": ")[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("rooms,district\n1,south\n", "has no column 'area'"),
+        ("rooms,district,area\n1,south,big\n", "line 2, column 'area': 'big' is no number"),
+        ("rooms,district,area\n1,south\n", "line 2 has 2 cells instead of 3"),
+        ("rooms,district,area\n", "has no rows"),
+        ("", "is empty"),
+    ],
+)
+def test_rows_that_cannot_be_read(flats, price_run, capsys, rows, message):
+    run = price_run
+    (flats.parent / "bad.csv").write_text(rows)
+    status, said = palto(capsys, "predict", run, flats.parent / "bad.csv", flats)
+    assert status == 1 and message in said.err and "bad.csv" in said.err
+    assert len(said.out.splitlines()) == 200  # the other file's
+
+
+def test_a_category_that_is_new(flats, price_run, capsys):
+    run = price_run
+    new = flats.parent / "new.csv"
+    new.write_text("rooms,district,area\n1,south,30\n1,moon,30\n1,,30\n")
+    status, said = palto(capsys, "predict", run, new)
+    assert status == 0 and "line 3, column 'district': 'moon' was not learned" in said.err
+    _, moon, unknown = (line.split(": ")[1] for line in said.out.splitlines())
+    assert moon == unknown
+
+
+def test_data_of_another_kind(flats, pictures, price_run, capsys):
+    run = price_run
+    status, said = palto(capsys, "evaluate", run, "--data", pictures)
+    assert status == 2 and "is no table; wanted is one with the columns 'rooms'" in said.err
+    status, said = palto(capsys, "predict", run, pictures)
+    assert status == 2 and "holds no tables" in said.err
+    other, _ = trained(pictures, capsys)
+    status, said = palto(capsys, "evaluate", other, "--data", pictures)
+    assert "accuracy: 100.00%" in said.out and "20" in said.out  # all of it
+    status, said = palto(capsys, "predict", other, flats)
+    assert status == 1 and "flats.csv" in said.err
+    shutil.rmtree(pictures / "red")
+    status, said = palto(capsys, "evaluate", other, "--data", pictures)
+    assert status == 2 and "and 2 classes, the run (32, 32, 3) and 3" in said.err
+
+
+def test_a_run_that_has_kept_no_encoder(flats, price_run, capsys):
+    run = price_run
+    saved = json.loads((run / "run.json").read_text())
+    del saved["encoder"]
+    (run / "run.json").write_text(json.dumps(saved))
+    for words in (["predict", run, flats], ["serve", run]):
+        status, said = palto(capsys, *words)
+        assert status == 2 and "run.json has no encoder. Train on the table again" in said.err
+    status, said = palto(capsys, "evaluate", run)  # its own data, read as when it was trained
+    assert status == 0 and "r2" in said.out
+    saved["encoder"] = {"columns": []}
+    (run / "run.json").write_text(json.dumps(saved))
+    status, said = palto(capsys, "predict", run, flats)
+    assert status == 2 and "run.json is damaged" in said.err and "no encoder of a table" in said.err
+
+
+def test_a_run_reads_its_table_as_it_did_though_rows_were_added(flats, capsys):
+    run = train_on(flats, "price", flats.parent / "run")
+    assert f"palto predict {run} ROWS.csv" in capsys.readouterr().out.replace("\n", "")
+    before = palto(capsys, "predict", run, flats)[1].out
+    with flats.open("a") as file:
+        file.write("1000,south,100000,1\n" * 10)  # which would move all means
+    assert palto(capsys, "evaluate", run)[0] == 0
+    assert palto(capsys, "predict", run, flats)[1].out.startswith(before)
 
 
 def test_resume_after_more_epochs_are_done_changes_nothing(pictures, capsys):

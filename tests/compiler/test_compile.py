@@ -52,7 +52,7 @@ def batches():
     ]
 
 
-def test_ten_steps_are_those_of_the_plain_function(batches):
+def test_ten_steps_are_those_of_the_plain_function(batches, executor):
     histories = []
     for wrap in (lambda f: f, palto.compile):
         palto.manual_seed(1)
@@ -67,7 +67,7 @@ def test_ten_steps_are_those_of_the_plain_function(batches):
         np.testing.assert_allclose(value, compiled_state[name], rtol=1e-5, atol=1e-6)
 
 
-def test_one_program_for_many_steps(batches):
+def test_one_program_for_many_steps(batches, executor):
     rate = palto.Cell(0.1)
     step = palto.compile(make_step(Network(), rate))
     for x, y in batches:
@@ -98,7 +98,7 @@ def test_learning_rate_zero_changes_nothing(batches):
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_keep_grad(batches):
+def test_keep_grad(batches, executor):
     network = Network().eval()
     x, y = (palto.asarray(part) for part in batches[0])
 
@@ -116,7 +116,7 @@ def test_keep_grad(batches):
         np.testing.assert_allclose(parameter.grad.numpy(), grad, rtol=1e-5, atol=1e-7)
 
 
-def test_second_order(batches):
+def test_second_order(batches, executor):
     weight = palto.Cell(np.full((4,), 0.3, np.float32), requires_grad=True)
 
     def penalised(x):
@@ -135,7 +135,7 @@ def test_second_order(batches):
         np.testing.assert_allclose(plain.numpy(), compiled.numpy(), rtol=1e-5)
 
 
-def test_accumulation_over_two_losses(batches):
+def test_accumulation_over_two_losses(batches, executor):
     network = Network().eval()
 
     @palto.compile(keep_grad=True)
@@ -165,7 +165,7 @@ def test_second_backward_before_a_step_raises(batches):
         twice(*batches[0])
 
 
-def test_scan_and_checkpoint_in_a_program():
+def test_scan_and_checkpoint_in_a_program(executor):
     w = palto.Cell(np.float32(0.5), requires_grad=True)
 
     def rolled(x):
@@ -185,7 +185,7 @@ def test_scan_and_checkpoint_in_a_program():
         np.testing.assert_allclose(plain.numpy(), compiled.numpy(), rtol=1e-6)
 
 
-def test_check_stops_before_any_cell_is_written():
+def test_check_stops_before_any_cell_is_written(executor):
     cell = palto.Cell(1.0)
 
     @palto.compile
@@ -199,7 +199,7 @@ def test_check_stops_before_any_cell_is_written():
     assert float(cell) == 2
 
 
-def test_error_in_a_program_names_the_layer():
+def test_error_in_a_program_names_the_layer(executor):
     class Lookup(nn.Module):
         def __init__(self):
             self.table = nn.Parameter(palto.zeros((5, 2)))

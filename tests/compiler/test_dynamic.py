@@ -241,7 +241,7 @@ def test_a_cache_that_grows():
     assert compiled.program_count == 2  # a length of 1 has its own
 
 
-def test_two_sizes_of_one_call():
+def test_two_sizes_of_one_call(executor):
     rows, columns = palto.Dim("rows", max=19), palto.Dim("columns", max=23)
 
     def function(x, pair):
@@ -261,7 +261,7 @@ def test_two_sizes_of_one_call():
     assert compiled.program_count == 1
 
 
-def test_sizes_of_0_and_1_have_programs_of_their_own():
+def test_sizes_of_0_and_1_have_programs_of_their_own(executor):
     batch = palto.Dim("batch", max=9)
     compiled = palto.compile(lambda x: palto.squeeze(x, 0) if x.shape[0] == 1 else x * 2,
                              dynamic_shapes={"x": {0: batch}})  # fmt: skip
@@ -369,7 +369,7 @@ def test_declarations_that_are_wrong():
         palto.compile(lambda x: x, dynamic_shapes={"x": palto.Dim("n", max=9)})(np.ones(3))
 
 
-def test_an_index_out_of_range_names_the_actual_size():
+def test_an_index_out_of_range_names_the_actual_size(executor):
     compiled = sized(lambda x, i: palto.take(x, i, axis=0))
     with pytest.raises(IndexError, match="index 5 is out of range: it must be from 0 to 4"):
         compiled(np.ones((5, 2), "f"), np.asarray([0, 5]))

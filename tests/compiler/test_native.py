@@ -3,10 +3,13 @@
 Whatever runs a program, it must compute what NumPy computes, to rounding; give the same bits with
 any number of threads; refuse what NumPy refuses and leave every cell as it was; and never hand out
 memory that a later call writes to.
+
+A test that takes `executor` runs by each of them, by XLA on a part of its examples.
 """
 
 import gc
 import math
+import os
 import resource
 import sys
 import threading
@@ -64,7 +67,14 @@ def assert_same_bits(first, second, name=""):
 
 
 def with_each_thread_count(run):
-    """What `run` gives with one thread, after it gave the same bits with all other counts."""
+    """What `run` gives with one thread, after it gave the same bits with all other counts.
+
+    XLA has threads of its own: there it runs twice, and what it gave first must stay.
+    """
+    if is_xla():
+        first = run()
+        assert_same_bits(first, run())
+        return first
     results = []
     for count in THREADS:
         palto.set_num_threads(count)
@@ -72,6 +82,10 @@ def with_each_thread_count(run):
     for other in results[1:]:
         assert_same_bits(results[0], other)
     return results[0]
+
+
+def is_xla():
+    return os.environ.get("PALTO_EXECUTOR") == "xla"
 
 
 # --- Every primitive -----------------------------------------------------------------------------
@@ -459,10 +473,21 @@ def test_every_primitive_has_examples():
     assert set(EXAMPLES) == set(TABLE)
 
 
+def test_every_primitive_has_a_row_for_xla():
+    rows = pytest.importorskip("palto.compiler.xla.rows", reason="JAX is not installed")
+    assert set(rows.TABLE) == set(TABLE)
+
+
+#: So many examples of each primitive are run by XLA, which compiles more slowly.
+XLA_EXAMPLES = 10
+
+
 @pytest.mark.parametrize("name", [name for name, examples in EXAMPLES.items() if examples])
-def test_primitive(name):
+def test_primitive(name, executor):
     row = TABLE[name]
     examples = list(EXAMPLES[name]())
+    if is_xla():
+        examples = examples[:: -(-len(examples) // XLA_EXAMPLES)]
     for start in range(0, len(examples), 40):  # so many in one program
         part = examples[start : start + 40]
         parameters = [params for _, params in part]
@@ -495,7 +520,7 @@ def run_both(function, *arrays, rtol=2e-5):
     return got
 
 
-def test_composite_and_checkpoint():
+def test_composite_and_checkpoint(executor):
     def function(x, y):
         results = control.call("body", lambda a, b: [palto.exp(a) * b, palto.sum(a, 0)], [x, y], {})
         again = palto.checkpoint(lambda a: palto.tanh(a @ a.T), x)
@@ -507,7 +532,7 @@ def test_composite_and_checkpoint():
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [0, 1, 9])
-def test_scan(length, reverse):
+def test_scan(length, reverse, executor):
     weight = numbers("float32", (5, 5)) * 0.3
 
     def step(state, x):
@@ -549,7 +574,7 @@ def exchanging_scan(xs):
     return palto.scan(step, (palto.zeros(xs.shape[1:]), palto.ones(xs.shape[1:])), xs)
 
 
-def test_scans_as_loops_of_the_program():
+def test_scans_as_loops_of_the_program(executor):
     xs = numbers("float32", (6, 3, 5))
     weight = numbers("float32", (256, 256)) * 0.05
     run_both(wide_scan, weight, numbers("float32", (5, 64, 256)))  # shared among threads
@@ -566,7 +591,7 @@ def test_scans_between_guards(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", THREADS)
-def test_an_index_out_of_range_inside_a_scan(threads):
+def test_an_index_out_of_range_inside_a_scan(threads, executor):
     palto.set_num_threads(threads)
     cell = palto.Cell(np.zeros(3, "f"))
 
@@ -586,7 +611,7 @@ def test_an_index_out_of_range_inside_a_scan(threads):
     np.testing.assert_array_equal(cell, before)
 
 
-def test_scan_of_whole_numbers_and_without_sequences():
+def test_scan_of_whole_numbers_and_without_sequences(executor):
     def function(start):
         return palto.scan(lambda s, _: (s * 3 + 1, s), start, length=7)
 
@@ -747,20 +772,29 @@ def compare_learning(make, inputs, train):
         assert_close(got, value, rtol=1e-4)
 
 
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+#: XLA compiles more slowly: it is given the larger half, which has the other in it.
+LEARNING = pytest.mark.parametrize(
+    ("executor", "train"),
+    [("native", True), ("native", False), ("xla", True)],
+    indirect=["executor"],
+    ids=["native-train", "native-eval", "xla-train"],
+)
+
+
+@LEARNING
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer(name, train):
+def test_layer(name, train, executor):
     compare_learning(*LAYERS[name], train)
 
 
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@LEARNING
 @pytest.mark.parametrize("name", MODELS)
-def test_model(name, train):
+def test_model(name, train, executor):
     compare_learning(*MODELS[name], train)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
-def test_ten_steps_of_an_optimiser(name):
+def test_ten_steps_of_an_optimiser(name, executor):
     x, y = numbers("float32", (16, 9)), index(16, 5)
     histories = []
     for wrap in (lambda step: step, palto.compile):
@@ -814,7 +848,7 @@ X = np.arange(20, dtype=np.float32).reshape(5, 4)
 
 @pytest.mark.parametrize("bad", [7, -3, 5])
 @pytest.mark.parametrize("dtype", ["int64", "int32"])
-def test_gather_out_of_range(dtype, bad):
+def test_gather_out_of_range(dtype, bad, executor):
     indices = np.array([0, 4, 1], dtype)
     wrong = np.array([0, bad, 1], dtype)
     message = rf"row {bad} is out of range: it must be from 0 to 4"
@@ -827,7 +861,7 @@ def test_gather_out_of_range(dtype, bad):
     )
 
 
-def test_last_of_many_indices_out_of_range():
+def test_last_of_many_indices_out_of_range(executor):
     indices = np.zeros((300, 200), np.int64)
     wrong = indices.copy()
     wrong[299, 199] = 12
@@ -841,7 +875,7 @@ def test_last_of_many_indices_out_of_range():
 
 
 @pytest.mark.parametrize("bad", [9, -1])
-def test_scatter_out_of_range(bad):
+def test_scatter_out_of_range(bad, executor):
     raising(
         lambda x, i: palto.scatter_add(i, x, size=6),
         (X, np.array([0, 5, 1, 0, 0])),
@@ -851,7 +885,7 @@ def test_scatter_out_of_range(bad):
     )
 
 
-def test_take_along_axis_out_of_range():
+def test_take_along_axis_out_of_range(executor):
     raising(
         lambda x, i: palto.take_along_axis(x, i, axis=1),
         (X, np.zeros((5, 1), np.int64)),
@@ -862,7 +896,7 @@ def test_take_along_axis_out_of_range():
 
 
 @pytest.mark.parametrize("bad", [(4, 0), (0, -1), (1, 3)])
-def test_dynamic_slice_out_of_range(bad):
+def test_dynamic_slice_out_of_range(bad, executor):
     axis = 0 if bad[0] == 4 else 1
     message = f"start {bad[axis]} is out of range on axis {axis}"
     for function in (
@@ -875,7 +909,7 @@ def test_dynamic_slice_out_of_range(bad):
 
 
 @pytest.mark.parametrize("bad", [4, -2])
-def test_label_out_of_range(bad):
+def test_label_out_of_range(bad, executor):
     raising(
         nn.functional.cross_entropy,
         (X, np.array([0, 1, 2, 3, 3])),
@@ -885,7 +919,7 @@ def test_label_out_of_range(bad):
     )
 
 
-def test_embedding_out_of_range():
+def test_embedding_out_of_range(executor):
     raising(
         nn.Embedding(7, 3),
         (np.array([[0, 6]]),),
@@ -895,7 +929,7 @@ def test_embedding_out_of_range():
     )
 
 
-def test_index_into_nothing():
+def test_index_into_nothing(executor):
     lookup = palto.compile(lambda x, i: palto.take(x, i))
     assert lookup(X[:0], np.zeros(0, np.int64)).shape == (0, 4)
     with pytest.raises(IndexError, match="index 0 is out of range: it must be absent"):
@@ -904,19 +938,19 @@ def test_index_into_nothing():
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("function", [palto.floor_divide, palto.remainder])
-def test_division_of_whole_numbers_by_zero(function, dtype):
+def test_division_of_whole_numbers_by_zero(function, dtype, executor):
     x = np.array([5, 7, 9] * 7, dtype)
     zero = x.copy()
     zero[-1] = 0
     raising(function, (x, x), (x, zero), error=ZeroDivisionError, match="by zero")
 
 
-def test_whole_number_to_a_negative_power():
+def test_whole_number_to_a_negative_power(executor):
     x = np.array([5, 7, 9])
     raising(palto.pow, (x, x), (x, -x), error=ValueError, match="negative power")
 
 
-def test_check_that_fails():
+def test_check_that_fails(executor):
     def function(x):
         check(palto.isfinite(x).all(), "x is not finite")
         return x * 2
@@ -925,7 +959,7 @@ def test_check_that_fails():
     raising(function, (good,), (bad,), error=FloatingPointError, match="x is not finite")
 
 
-def test_clip_that_meets_no_finite_gradient_leaves_everything():
+def test_clip_that_meets_no_finite_gradient_leaves_everything(executor):
     model = nn.Linear(4, 2)
     optimizer = optim.Adam(model, 0.1)
 
@@ -951,7 +985,7 @@ def optimizer_cells(optimizer):
 
 
 @pytest.mark.parametrize("size", [1, 5, 4000, 300_000])
-def test_results_are_fresh(size):
+def test_results_are_fresh(size, executor):
     cell = palto.Cell(np.zeros(size, np.float32))
 
     @palto.compile
@@ -973,7 +1007,7 @@ def test_results_are_fresh(size):
 
 
 @pytest.mark.parametrize("size", [3, 4000])
-def test_reads_kept_across_calls(size):
+def test_reads_kept_across_calls(size, executor):
     x = palto.Cell(np.ones(size, np.float32))
     y = palto.Cell(np.full(size, 2, np.float32))
 
@@ -997,7 +1031,7 @@ def test_reads_kept_across_calls(size):
 
 
 @pytest.mark.parametrize("size", [3, 4000])
-def test_argument_that_shares_memory_with_a_cell(size):
+def test_argument_that_shares_memory_with_a_cell(size, executor):
     cell = palto.Cell(np.arange(size, dtype=np.float32))
 
     @palto.compile
@@ -1017,7 +1051,7 @@ def test_argument_that_shares_memory_with_a_cell(size):
         before = after
 
 
-def test_argument_that_is_an_earlier_result():
+def test_argument_that_is_an_earlier_result(executor):
     step = palto.compile(lambda x, y: (x + y, y, x - y))
     x, y = np.ones(40, np.float32), np.full(40, 3, np.float32)
     first = step(x, y)
@@ -1027,7 +1061,7 @@ def test_argument_that_is_an_earlier_result():
     np.testing.assert_array_equal(second[2], 0 * x)
 
 
-def test_results_that_are_one_value_and_constants():
+def test_results_that_are_one_value_and_constants(executor):
     table = np.arange(6, dtype=np.float32)
 
     @palto.compile
@@ -1044,7 +1078,7 @@ def test_results_that_are_one_value_and_constants():
     assert first[4].shape == (0, 2)
 
 
-def test_arguments_in_any_memory_order():
+def test_arguments_in_any_memory_order(executor):
     base = np.arange(60, dtype=np.float32).reshape(4, 15)
     step = palto.compile(lambda x: (palto.sum(x, 0), x @ x.T))
     for array in (base.T[::2], base[::-1, ::3], np.asfortranarray(base), base[:, :5]):
@@ -1054,7 +1088,7 @@ def test_arguments_in_any_memory_order():
     assert_close(values(step(unaligned))[1], base @ base.T)
 
 
-def test_argument_that_cannot_be_written_to():
+def test_argument_that_cannot_be_written_to(executor):
     x = np.arange(9, dtype=np.float32)
     x.flags.writeable = False
     cell = palto.Cell(x)
@@ -1069,7 +1103,7 @@ def test_argument_that_cannot_be_written_to():
     np.testing.assert_array_equal(cell, x * 4)
 
 
-def test_several_python_threads():
+def test_several_python_threads(executor):
     """Programs of their own, and one program with one cell, at the same time."""
     total = palto.Cell(np.zeros(500, np.float32))
 
@@ -1168,7 +1202,7 @@ def everything(x):
 
 
 @pytest.mark.parametrize("shape", EDGES, ids=str)
-def test_empty_and_single_axes(shape):
+def test_empty_and_single_axes(shape, executor):
     x = numbers("float32", shape)
     palto.manual_seed(1)
     wanted = values(everything(palto.asarray(x)))
@@ -1260,7 +1294,7 @@ def test_what_random_graphs_found(function, shape):
     assert_close(palto.compile(function)(x).numpy(), function(palto.asarray(x)).numpy())
 
 
-def test_functions_of_nothing_and_of_everything_constant():
+def test_functions_of_nothing_and_of_everything_constant(executor):
     assert palto.compile(lambda: palto.ones((2, 2)) + 1)().numpy().tolist() == [[2, 2], [2, 2]]
     assert palto.compile(lambda: 3)() == 3
     assert palto.compile(lambda x: None)(X) is None

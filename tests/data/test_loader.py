@@ -539,3 +539,34 @@ def test_no_dataset():
 def test_no_epoch(epoch):
     with pytest.raises(ValueError, match="an epoch is a whole number from 0 up"):
         data.DataLoader(numbers(3)).set_epoch(epoch)
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_load_parts_of_the_same_batches(processes, drop_last, workers):
+    examples = data.TensorDataset(np.arange(51), np.arange(51) * 10)
+    options = {"shuffle": True, "drop_last": drop_last, "num_workers": workers, "seed": 4}
+    if not drop_last:
+        examples = data.Subset(examples, range(48 if processes == 2 else 51))
+    whole = data.DataLoader(examples, 6, **options)
+    loaders = [data.DataLoader(examples, 6, **options) for _ in range(processes)]
+    for rank, loader in enumerate(loaders):
+        loader.share(rank, processes)
+        loader.load_state_dict({**whole.state_dict(), "batch": 3})
+    whole.load_state_dict({**whole.state_dict(), "batch": 3})
+    for batch, *parts in zip(whole, *loaders, strict=True):
+        for column, shares in zip(batch, zip(*parts, strict=True), strict=True):
+            assert {len(share) for share in shares} == {len(column) // processes}
+            np.testing.assert_array_equal(np.concatenate(shares), column)
+        assert {str(loader.state_dict()) for loader in loaders} == {str(whole.state_dict())}
+
+
+@pytest.mark.parametrize(("size", "drop_last", "bad"), [(5, True, 5), (4, False, 3)])
+def test_processes_that_cannot_share_a_batch(size, drop_last, bad):
+    loader = data.DataLoader(data.TensorDataset(np.arange(11)), size, drop_last=drop_last)
+    with pytest.raises(ValueError, match=f"2 processes cannot share a batch of {bad} examples"):
+        loader.share(0, 2)

@@ -64,9 +64,10 @@ def test_another_table_is_encoded_in_the_same_way(write, capsys):
         np.testing.assert_allclose(test[:][0], [[np.sqrt(1.5), 0, 0, 0, 0, 0, 1]], rtol=1e-6)
         assert test[:][1].tolist() == [0] and test.classes == ("no", "yes")
         assert test.notes == (
-            "column 'city': categories that were not learned count as missing, in 1 rows, as in "
-            "line 2",
+            "not learned from, so left out: 'extra'",
+            "line 2, column 'city': 'Paris' was not learned, and counts as unknown",
         )
+        assert test.lines.tolist() == [2]
     capsys.readouterr()
     unlabelled = write("age,city,income\n40,Rome,3\n", "v.csv")
     rows, _ = data.csv_table(unlabelled, encoder=saved, with_target=False)
@@ -86,6 +87,60 @@ def test_another_table_is_encoded_in_the_same_way(write, capsys):
         data.csv_table(path, encoder=saved)
     with pytest.raises(ValueError, match="with the encoder of others only"):
         data.csv_table(unlabelled, target="age", with_target=False)
+
+
+def test_a_row_is_encoded_as_a_line_of_a_file(write):
+    train, _ = data.csv_table(write(PEOPLE), target="bought")
+    encoder = train.encoder
+    for k, line in enumerate(PEOPLE.splitlines()[1:]):
+        age, city, income, bought = line.split(",")
+        for row in (
+            {"age": age, "city": city, "income": income},  # texts, as a form gives them
+            {"income": float(income) if income else None, "city": city + " ", "bought": bought,
+             "age": int(age) if age else None},
+            {"age": np.float32(age or "nan"), "city": city, "income": float(income or "nan")},
+        ):  # fmt: skip
+            features, notes = encoder.encode(row)
+            np.testing.assert_array_equal(features, train[k][0])
+            assert features.dtype == np.float32 and notes == []
+    row = {"age": 20, "city": "Paris", "income": None, "id": 7, "name": "x"}
+    features, notes = encoder.encode(row, 3)
+    assert features.tolist()[2:5] == [0, 0, 0]
+    assert notes == [
+        "row 3: not learned from, so left out: 'id', 'name'",
+        "row 3, column 'city': 'Paris' was not learned, and counts as unknown",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"age": "old"}, "row 2, column 'age': 'old' is no number$"),
+        ({"age": "1,5"}, "row 2, column 'age': '1,5' is no number$"),
+        ({"age": float("inf")}, "row 2, column 'age': 'inf' is no number"),
+        ({"age": True}, "row 2, column 'age': a bool is neither a number, nor a text, nor None"),
+        ({"city": ["Rome"]}, "row 2, column 'city': a list is neither a number"),
+    ],
+)
+def test_a_row_that_is_wrong_is_named(write, change, message):
+    train, _ = data.csv_table(write(PEOPLE), target="bought")
+    row = {"age": 20, "city": "Rome", "income": 1} | change
+    with pytest.raises(ValueError, match=message):
+        train.encoder.encode(row, 2)
+    del row[next(iter(change))]
+    with pytest.raises(ValueError, match=r"row 2, column '\w+': it is absent; None .*unknown"):
+        train.encoder.encode(row, 2)
+
+
+def test_many_unknown_categories_are_one_note(write, capsys):
+    train, _ = data.csv_table(write(PEOPLE), target="bought")
+    path = write("age,city,income\n1,Rome,1\n\n1,Paris,1\n1,Rom,1\n", "u.csv")
+    rows, _ = data.csv_table(path, encoder=train.encoder, with_target=False)
+    assert rows.notes == (
+        "line 4, column 'city': 'Paris' was not learned, and counts as unknown; 1 more rows have "
+        "such cells",
+    )
+    assert rows.lines.tolist() == [2, 4, 5] and "u.csv: line 4" in capsys.readouterr().err
 
 
 def test_a_number_to_predict(write):

@@ -109,7 +109,7 @@ def test_a_traced_step_assigns_every_cell(case32, name):
     assert_same_state(optimizer, reference)
 
 
-def test_lr_changes_without_another_program(case):
+def test_lr_changes_without_another_program(case, executor):
     eager, compiled = case.network(), case.network()
     optimizers = optim.Adam(eager, 0.1), optim.Adam(compiled, 0.1)
     run = step_of(case, eager, optimizers[0], None)
@@ -173,7 +173,7 @@ def test_lr_set_inside_a_program():
     ],
     ids=["norm", "check"],
 )
-def test_a_failed_check_leaves_everything_as_it_was(case32, check, message):
+def test_a_failed_check_leaves_everything_as_it_was(case32, check, message, executor):
     network = case32.network()
     optimizer = optim.Adam(network, average="uniform")
     program = palto.compile(step_of(case32, network, optimizer, check))

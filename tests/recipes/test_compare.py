@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from palto import classical, cli, data
+from palto.comparison import Job, Outcome, Results
 from palto.recipes import compare
-from palto.recipes.compare import Images, Job, Outcome, Plan, Results
+from palto.recipes.compare import Images, Plan
 
 pytest.importorskip(
     "sklearn", reason="scikit-learn is not installed (pip install 'palto[compare]')"

@@ -1,10 +1,9 @@
 """palto serve: answers are those of palto predict, whoever asks, however many at once."""
 
 import asyncio
+import contextlib
 import http.client
-import io
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -22,53 +21,7 @@ pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
 from palto import cli, serve, web
 from palto.train.run import Run
 
-KINDS = ("blue", "green", "red")
-CHROMIUM = "/usr/bin/chromium"
-
-
-def picture(k, seed):
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
-    pixels[..., 2 - k] += 150
-    return Image.fromarray(pixels)
-
-
-def encoded(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("serve")
-    for k, kind in enumerate(KINDS):
-        (place / "pictures" / kind).mkdir(parents=True)
-        for i in range(20):
-            picture(k, 100 * k + i).save(place / "pictures" / kind / f"{i}.png")
-    words = ["train", str(place / "pictures"), "--model", "lenet", "--epochs", "4",
-             "--batch-size", "9", "--out", str(place / "run")]  # fmt: skip
-    assert cli.main(words) == 0
-    return place / "run"
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    app = serve.application(Run.open(folder), batch_size=16, log=False)
-    server = web.Server(app, web.ServerOptions(port=0), body_bytes=1 << 20)
-    with server.in_background():
-        yield server
-
-
-def ask(server, body, kind="image/png", path="/predict", method="POST", headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    try:
-        given = {"content-type": kind} if kind else {}
-        connection.request(method, path, body, {**given, **(headers or {})})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
+from .helpers import KINDS, ask, encoded, picture
 
 
 def test_hundreds_at_once_get_each_its_own_answer(server, folder, tmp_path):
@@ -76,7 +29,7 @@ def test_hundreds_at_once_get_each_its_own_answer(server, folder, tmp_path):
     for i, body in enumerate(bodies):
         (tmp_path / f"{i:03}.png").write_bytes(body)
     found = Run.open(folder).predict([tmp_path], complain=pytest.fail)
-    wanted = [probabilities for _, probabilities in found]
+    wanted = [prediction.answer for prediction in found]
     with ThreadPoolExecutor(40) as clients:
         answers = list(clients.map(lambda body: ask(server, body), bodies))
     classes = Run.open(folder).classes
@@ -124,7 +77,7 @@ def test_a_decompression_bomb_is_not_decoded(server):
 def test_kinds_of_pictures_are_read_as_by_predict(server, folder, tmp_path, body):
     (tmp_path / "x.png").write_bytes(body)
     run = Run.open(folder)
-    [(_, wanted)] = run.predict([tmp_path / "x.png"], complain=pytest.fail)
+    [(_, _, wanted)] = run.predict([tmp_path / "x.png"], complain=pytest.fail)
     status, text = ask(server, body, None)
     got = json.loads(text)["probabilities"]
     assert status == 200
@@ -204,19 +157,78 @@ def test_a_full_queue_says_when_to_come_again(folder):
     assert set(answers) == {200, 503}
 
 
-def test_the_command_ends_by_ctrl_c(folder):
+def test_slow_uploads_take_no_place_in_the_queue(folder):
+    app = serve.application(Run.open(folder), queue=2, log=False)
+    body = encoded(picture(1, 3))
+    head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    with web.Server(app, web.ServerOptions(port=0)).in_background() as server:
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        for client in slow:
+            client.sendall(head.encode() + body[:-1])
+        assert [ask(server, body)[0] for _ in range(20)] == [200] * 20
+        for client in slow[:2]:
+            client.sendall(body[-1:])
+            assert b" 200 " in client.recv(100)
+        for client in slow:
+            client.close()
+
+
+def test_bodies_that_are_held_are_bounded(folder, monkeypatch):
+    app = serve.application(Run.open(folder), log=False)
+    monkeypatch.setattr(serve.app, "HELD_BYTES", 100_000)
+    body = encoded(picture(1, 3))
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n"
+    with web.Server(app, web.ServerOptions(port=0)).in_background() as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head + bytes(99_500))
+            while (answer := ask(server, body))[0] == 200:  # until so much has been read
+                pass
+            assert answer[0] == 503 and "try again" in answer[1]
+        while (answer := ask(server, body))[0] == 503:  # until it is noticed that it has gone
+            pass
+        assert answer[0] == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals for one process")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_in_good_order_under_load(folder, how):
     words = [sys.executable, "-m", "palto.cli", "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
+    assert line, process.communicate()[1]
     port = int(line.rsplit(":", 1)[1].strip().strip("/"))
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request("POST", "/predict", encoded(picture(2, 1)))
-    assert json.loads(connection.getresponse().read())["class"] == "red"
-    connection.close()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 0, err
-    assert "POST /predict 200" in out and "Traceback" not in err
+    bodies = [encoded(picture(k, 1)) for k in range(3)]
+    started = threading.Barrier(9)
+
+    def client(k):
+        """Ask until nobody answers any more; how many answers came."""
+        count = 0
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            with contextlib.closing(connection):
+                try:
+                    connection.request("POST", "/predict", bodies[k % 3])
+                    answer = connection.getresponse()
+                except OSError:  # refused, or its connection was not taken up any more
+                    return count
+                text = answer.read()  # what has begun comes whole
+            if answer.status == 503:  # its body came too late
+                assert b"has been ended" in text
+                return count
+            assert answer.status == 200, text
+            assert json.loads(text)["class"] == KINDS[k % 3]
+            count += 1
+            if count == 5:
+                started.wait(30)
+
+    with ThreadPoolExecutor(8) as clients:
+        counts = [clients.submit(client, k) for k in range(8)]
+        started.wait(30)
+        process.send_signal(how)
+        out, err = process.communicate(timeout=20)
+        total = sum(count.result() for count in counts)
+    assert (process.returncode, err) == (0, "")
+    assert out.count("POST /predict 200") == total >= 40
 
 
 def test_help_teaches(capsys):
@@ -225,32 +237,3 @@ def test_help_teaches(capsys):
     said = capsys.readouterr().out
     for part in ("palto serve runs/my-run", "--batch-size", "--host", "curl", "--quiet"):
         assert part in said
-
-
-def test_a_dropped_picture_shows_its_class_in_a_browser(server, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if not os.path.exists(CHROMIUM):
-        pytest.skip("Chromium is not installed")
-    picture(2, 77).save(tmp_path / "x.png")
-    data = list((tmp_path / "x.png").read_bytes())
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(locale="en-US")
-        problems = []
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else 0)
-        page.goto(server.addresses[0])
-        page.evaluate(
-            """bytes => {
-                const files = new DataTransfer();
-                files.items.add(new File([new Uint8Array(bytes)], "x.png", {type: "image/png"}));
-                document.dispatchEvent(new DragEvent("drop", {dataTransfer: files}));
-            }""",
-            data,
-        )
-        page.wait_for_selector("#classes li")
-        assert page.inner_text("#status").startswith("red: ")
-        (tmp_path / "bad.png").write_bytes(b"nothing")
-        page.set_input_files("#file", tmp_path / "bad.png")
-        page.wait_for_selector("#status:has-text('no image')")
-        browser.close()
-    assert not [text for text in problems if "422" not in text], problems

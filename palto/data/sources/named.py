@@ -17,10 +17,11 @@ from palto.data.sources.elpv import elpv
 from palto.data.sources.fashion_mnist import FILES as FASHION_MNIST
 from palto.data.sources.fashion_mnist import fashion_mnist
 from palto.data.sources.images import OnError, Options, image_archive, image_folder
+from palto.data.sources.penguins import TABLE as PENGUINS
 from palto.data.sources.penguins import penguins
 from palto.data.sources.pictures import Channels, Fit, Size
 from palto.data.sources.stores import ARCHIVES
-from palto.data.sources.tables import csv_table
+from palto.data.sources.tables import TableEncoder, csv_table
 
 Pair = tuple[Dataset, Dataset | None]
 
@@ -46,7 +47,7 @@ class Source:
         open: gives its examples, those to learn from and the others; of a table, the column to be
             predicted is the second argument.
         resizes: whether its images can be had in any size, in colour or grey.
-        is_table: whether it has columns, one of which is predicted.
+        table: its table, where it has columns, one of which is predicted.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Source:
     files: Files | None
     open: Callable[[Options, str | None], Pair]
     resizes: bool = False
-    is_table: bool = False
+    table: Path | None = None
 
     @property
     def here(self) -> bool:
@@ -97,7 +98,7 @@ SOURCES = {
             open=lambda options, target: penguins(
                 target=target or "species", validation=options.validation, seed=options.seed
             ),
-            is_table=True,
+            table=PENGUINS,
         ),
     )
 }
@@ -116,6 +117,7 @@ def open_source(
     fit: Fit = "crop",
     on_error: OnError = "raise",
     target: str | None = None,
+    encoder: TableEncoder | None = None,
     validation: float = 0.0,
     seed: int = 0,
 ) -> tuple[Dataset, Dataset | None]:
@@ -132,6 +134,7 @@ def open_source(
         fit: "crop" or "stretch", for images from files.
         on_error: "raise" or "skip": what is done about image files that cannot be read.
         target: the column of a table to be predicted.
+        encoder: of another table: this one becomes numbers in the same way.
         validation: the share to hold out, where the data has no such part itself.
         seed: of the division.
 
@@ -158,7 +161,7 @@ def open_source(
             + (f" (is {near[0]!r} meant?)" if near else "")
             + f". Palto knows {', '.join(SOURCES)}; and opens {KINDS}"
         )
-    is_table = not has_files and kind.endswith(TABLES) if source is None else source.is_table
+    is_table = not has_files and kind.endswith(TABLES) if source is None else bool(source.table)
     for option, value, fits, wanted in (
         ("size", size, has_files, "image files"),
         ("channels", channels, has_files, "image files"),
@@ -166,6 +169,12 @@ def open_source(
     ):
         if value is not None and not fits:
             raise ValueError(f"{option} is for {wanted}, which {text} is not: leave it out")
+    if encoder is not None:
+        if not is_table:
+            names = ", ".join(repr(column.name) for column in encoder.columns)
+            raise ValueError(f"{text} is no table; wanted is one with the columns {names}")
+        table = source.table if source is not None and source.table else path
+        return csv_table(table, encoder=encoder, validation=validation, seed=seed)
     if source is not None:
         return source.open(images, target)
     if path.is_dir():

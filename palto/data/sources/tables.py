@@ -8,7 +8,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -87,6 +87,34 @@ class TableEncoder:
         """Predicted numbers in the target's own units."""
         return np.asarray(targets) * self.scale + self.mean
 
+    def encode(self, row: Mapping[str, Any], number: int = 1) -> tuple[Array, list[str]]:
+        """The features of a row that comes from elsewhere than a file.
+
+        Args:
+            row: a number, a text, or None for unknown, by the column's name.
+            number: the row's own, for messages.
+
+        Returns:
+            The features, float32 (F,), and in sentences what in the row is made no use of.
+
+        Raises:
+            ValueError: a column is absent, or a cell is of a wrong kind; the message names both.
+        """
+        notes = [f"row {number}: {text}" for text in self._unused(row)]
+        parts = []
+        for column in self.columns:
+            cells = _Cells(None, column.name, ".", 0, column.categories or ())
+            cells.add(number, _as_text(cells, row, number))
+            parts.append(cells.encode(column, notes)[0])
+        return np.concatenate(parts), notes
+
+    def _unused(self, names: Iterable[str]) -> list[str]:
+        """A sentence about the columns that are none of its own, if there are some."""
+        known = {self.target, *(column.name for column in self.columns)}
+        more = [repr(name) for name in names if name not in known]
+        shown = ", ".join(more[:10]) + (", ..." if len(more) > 10 else "")
+        return [f"not learned from, so left out: {shown}"] if more else []
+
     def as_dict(self) -> dict[str, Any]:
         """All of it in lists, texts and numbers, for a JSON file."""
         return asdict(self)
@@ -116,6 +144,23 @@ class TableEncoder:
             ) from error
 
 
+def _as_text(cells: _Cells, row: Mapping[str, Any], number: int) -> str:
+    """A row's cell as it would be written in a file.
+
+    Raises:
+        ValueError: it is absent, or of another kind.
+    """
+    if cells.name not in row:
+        raise cells.error(number, "it is absent; None (null in JSON) says that it is unknown")
+    cell = row[cells.name]
+    if cell is None:
+        return ""
+    if isinstance(cell, bool) or not isinstance(cell, str | int | float | np.number):
+        kind = type(cell).__name__
+        raise cells.error(number, f"a {kind} is neither a number, nor a text, nor None")
+    return str(cell).strip()
+
+
 def _texts(values: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if values is None else tuple(map(str, values))
 
@@ -129,14 +174,20 @@ class TableDataset(TensorDataset):
     Attributes:
         columns: the names of the features.
         encoder: how the table became numbers.
+        lines: the line of the file that each row begins at, int64 (N,).
         notes: what was decided when the table was read, in sentences.
     """
 
     def __init__(
-        self, *arrays: Array, encoder: TableEncoder, name: str, notes: Sequence[str] = ()
+        self,
+        *arrays: Array,
+        encoder: TableEncoder,
+        lines: Array,
+        name: str,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__(*arrays)
-        self.encoder, self.name, self.notes = encoder, name, tuple(notes)
+        self.encoder, self.lines, self.name, self.notes = encoder, lines, name, tuple(notes)
         self.columns, self.classes = encoder.features, encoder.classes or ()
 
 
@@ -235,7 +286,7 @@ def csv_table(
             'a row without a target teaches nothing: remove it; missing="drop" does'
         )
 
-    notes: list[str] = []
+    notes = [] if encoder is None else encoder._unused(file.names)
     rows = np.arange(count)
     if missing == "drop":
         needed = [*cells.values(), *([wanted] if wanted is not None else [])]
@@ -265,10 +316,14 @@ def csv_table(
         arrays.append(wanted.standard(encoder.mean, encoder.scale)[:, None])
     for note in notes:
         say(f"{where.name}: {note}")
+    lines = np.asarray(next(iter(cells.values())).lines)
     datasets = [
-        TableDataset(*(x[part] for x in arrays), encoder=encoder, name=where.name, notes=notes)
+        TableDataset(
+            *(x[part] for x in arrays), encoder=encoder, lines=lines[part], name=where.name,
+            notes=notes,
+        )
         for part in parts
-    ]
+    ]  # fmt: skip
     return datasets[0], datasets[1] if len(datasets) > 1 else None
 
 
@@ -292,7 +347,7 @@ class _Cells:
     MISSING, OTHER = -1, -2
 
     def __init__(
-        self, file: Path, name: str, decimal: str, limit: int, known: Sequence[str] | None
+        self, file: Path | None, name: str, decimal: str, limit: int, known: Sequence[str] | None
     ) -> None:
         self.file, self.name, self.decimal = file, name, decimal
         self.texts = {text: code for code, text in enumerate(known or ())}
@@ -336,7 +391,8 @@ class _Cells:
 
     def error(self, line: int, problem: str) -> ValueError:
         """An error about a cell of this column."""
-        return ValueError(f"{self.file}, line {line}, column {self.name!r}: {problem}")
+        where = f"row {line}" if self.file is None else f"{self.file}, line {line}"
+        return ValueError(f"{where}, column {self.name!r}: {problem}")
 
     def refuse_missing(self, remedy: str) -> None:
         """Raise at the first missing cell.
@@ -374,7 +430,7 @@ class _Cells:
         """
         if self.first_text is not None:
             line, cell = self.first_text
-            if DECIMAL_COMMA.fullmatch(cell) and self.decimal == ".":
+            if DECIMAL_COMMA.fullmatch(cell) and self.decimal == "." and self.file is not None:
                 remedy = '; decimal="," reads fractions with a comma'
             raise self.error(line, f"{cell!r} is no number{remedy}")
         return np.asarray(self.numbers)
@@ -429,9 +485,14 @@ class _Cells:
             codes = self.label(column.categories, strict=False)
             unknown = np.flatnonzero((codes < 0) & (np.asarray(self.codes) != self.MISSING))
             if len(unknown):
+                first = int(unknown[0])
+                code = self.codes[first]
+                cell = self.first_other[1] if self.first_other else list(self.texts)[code]
+                where = f"{'row' if self.file is None else 'line'} {self.lines[first]}"
+                more = f"; {len(unknown) - 1} more rows have such cells"
                 notes.append(
-                    f"column {self.name!r}: categories that were not learned count as missing, in "
-                    f"{len(unknown)} rows, as in line {self.lines[int(unknown[0])]}"
+                    f"{where}, column {self.name!r}: {cell!r} was not learned, and counts as "
+                    f"unknown{more if len(unknown) > 1 else ''}"
                 )
             one_hot = codes[:, None] == np.arange(len(column.categories))
             return np.asarray(one_hot, np.float32)

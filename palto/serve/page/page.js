@@ -1,62 +1,61 @@
 "use strict";
 
+// What both pages do: ask the server, and show its answer. `ask` is given the body of a request.
+
 const find = (id) => document.getElementById(id);
 const texts = document.body.dataset;
-let newest = 0; // an answer to an earlier picture is not shown
+const language = document.documentElement.lang;
+let newest = 0; // an answer to an earlier question is not shown
 
-async function ask(file) {
-  const turn = ++newest;
-  const picture = find("picture");
-  URL.revokeObjectURL(picture.src);
-  picture.src = URL.createObjectURL(file);
-  picture.hidden = false;
-  find("classes").replaceChildren();
-  find("status").textContent = texts.waiting;
-  let answer;
+async function fetched(path, options) {
   try {
-    const headers = { "content-type": file.type || "application/octet-stream" };
-    const response = await fetch("predict", { method: "POST", body: file, headers });
-    answer = await response.json();
+    const response = await fetch(path, options);
+    return await response.json();
   } catch {
-    answer = { error: texts.lost };
+    return { error: texts.lost };
   }
+}
+
+async function ask(body, type) {
+  const turn = ++newest;
+  show({ error: texts.waiting });
+  const headers = { "content-type": type };
+  const answer = await fetched("predict", { method: "POST", body, headers });
   if (turn === newest) show(answer);
 }
 
 function show(answer) {
-  if (answer.error) {
-    find("status").textContent = answer.error;
-    return;
-  }
-  const percent = new Intl.NumberFormat(document.documentElement.lang, {
+  const percent = new Intl.NumberFormat(language, {
     style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1,
   });
-  const pairs = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]);
-  const best = pairs[0];
-  find("status").textContent = `${best[0]}: ${percent.format(best[1])}`;
-  find("classes").replaceChildren(...pairs.map(([name, p]) => {
+  const number = new Intl.NumberFormat(language, { maximumSignificantDigits: 7 });
+  const pairs = Object.entries(answer.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
+  let said = answer.error;
+  if (pairs.length) said = `${pairs[0][0]}: ${percent.format(pairs[0][1])}`;
+  else if (answer.value !== undefined) said = number.format(answer.value);
+  find("status").textContent = said; // a screen reader says it
+  fill("classes", pairs.map(([name, p]) => bar(name, p, percent.format(p))));
+  fill("notes", (answer.notes ?? []).map((note) => made("span", note)));
+}
+
+function fill(list, items) {
+  find(list).hidden = !items.length;
+  find(list).replaceChildren(...items.map((item) => {
     const row = document.createElement("li");
-    const [label, number] = [document.createElement("span"), document.createElement("span")];
-    const bar = document.createElement("progress");
-    label.textContent = name;
-    number.textContent = percent.format(p);
-    bar.value = p;
-    bar.setAttribute("aria-label", name);
-    row.append(label, bar, number);
+    row.append(...[item].flat());
     return row;
   }));
 }
 
-const first = (files) => { if (files.length) ask(files[0]); };
-find("file").addEventListener("change", (event) => first(event.target.files));
-document.addEventListener("paste", (event) => first(event.clipboardData.files));
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.add("over");
-});
-document.addEventListener("dragleave", () => document.body.classList.remove("over"));
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("over");
-  first(event.dataTransfer.files);
-});
+function bar(name, share, text) {
+  const progress = document.createElement("progress");
+  progress.value = share;
+  progress.setAttribute("aria-hidden", "true"); // the number says the same
+  return [made("span", name), progress, made("span", text)];
+}
+
+function made(tag, text) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  return element;
+}
