@@ -772,12 +772,15 @@ class Training:
         model, optimizer = self.model, self.optimizer
         all_waves = palto.Cell(waves())
 
+        def heard(_: Any, call: Any) -> tuple[Any, palto.Tensor]:
+            """The spectra of one call, (3, frames, 2, bins)."""
+            signals, bins = call
+            return (), some_spectra(signals, palto.take(all_waves.read(), bins, axis=0))
+
         def follow(_: Any, call: Any) -> tuple[Any, Any]:
             """One call for some frames: its loss in dB, and the state of its filters."""
-            state, signals, bins, is_new, floor = call
+            state, (far, mic, echo), is_new, floor = call
             state = tuple(palto.where(is_new, 0.0, x) for x in state)
-            kernels = palto.take(all_waves.read(), bins, axis=0)
-            far, mic, echo = some_spectra(signals, kernels)
             state, found = palto.scan(lambda state, frame: model(state, *frame), state, (far, mic))
             error, energy = (palto.sum(palto.square(x)) for x in (found - echo, echo))
             loss = 10 * palto.log10((error + floor) / (energy + floor))
@@ -793,7 +796,8 @@ class Training:
         ) -> tuple[palto.Tensor, palto.Tensor, State]:
             """The next frames of some calls; see `Batch`. Their loss, losses and states."""
             # One call after the other: what it needs then stays in the processor's caches.
-            _, (losses, states) = palto.scan(follow, (), (states, signals, bins, is_new, floor))
+            _, seen = palto.scan(heard, (), (signals, bins))
+            _, (losses, states) = palto.scan(follow, (), (states, seen, is_new, floor))
             kept = losses.detach() < DIVERGED
             count = palto.maximum(palto.sum(palto.astype(kept, palto.float32)), 1.0)
             loss = palto.sum(palto.where(kept, losses, 0.0)) / count

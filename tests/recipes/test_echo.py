@@ -268,15 +268,15 @@ def weights(training):
 
 
 def test_it_learns_what_an_echo_is(tmp_path, voices, monkeypatch):
-    """From nothing to less than half of the echo's energy in what it learns from, and elsewhere."""
+    """To a quarter of the echo's energy in what it learns from; elsewhere it is weaker, too."""
     monkeypatch.setattr(echo, "LENGTHS", ((0.0, 50),))
     plan = Plan(steps=150, round_steps=50, batch_size=4, bins=32, scenes=6, seconds=4.0, lr=8e-3)
     training = Training(tmp_path, plan)
     training.run(silent)
     first, _, last = training.rounds
-    assert last.loss < -3
-    assert last.loss < first.loss - 2
-    assert last.erle > first.erle + 1
+    assert last.loss < -6
+    assert last.loss < first.loss - 3
+    assert last.erle > 1
 
 
 def test_a_training_goes_on_as_if_it_had_never_stopped(tmp_path, voices):
