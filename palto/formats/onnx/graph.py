@@ -76,6 +76,7 @@ class Graph:
         inputs: what is given; initializers are not among them.
         outputs: what is returned.
         constants: tensors by name that are part of the graph.
+        initializers: the names of those that are a model's weights.
         nodes: the nodes.
         last_uses: for each node, the names that no later node reads.
     """
@@ -83,5 +84,6 @@ class Graph:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     constants: Mapping[str, Tensor]
+    initializers: frozenset[str]
     nodes: tuple[Node, ...]
     last_uses: tuple[tuple[str, ...], ...]

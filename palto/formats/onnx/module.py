@@ -67,11 +67,11 @@ class OnnxModule(Module):
         self.graph = graph
         shaping, statistics = _shaping(graph), _statistics(graph)
         self._cells: dict[str, Cell] = {}
-        for name, tensor in graph.constants.items():
-            if tensor.dtype in dtypes.DIFFERENTIABLE and name not in shaping | statistics:
-                self._cells[name] = Parameter(tensor, name=name)
-            elif name not in shaping:
-                self._cells[name] = Buffer(tensor, name=name)
+        for name in graph.constants:
+            if name in graph.initializers and name not in shaping:
+                tensor = graph.constants[name]
+                is_learned = not _is_whole(tensor) and name not in statistics
+                self._cells[name] = (Parameter if is_learned else Buffer)(tensor, name=name)
 
     def own_cells(self) -> Iterator[tuple[str, Cell]]:
         """The parameters and buffers under the names that the file gives them."""
@@ -240,7 +240,7 @@ def _definition(node: Node, types: tuple[Any, ...] | None) -> Graph:
         body = schema.function_body
     elif schema.has_context_dependent_function:
         if types is None:
-            return Graph((), (), {}, (), ())
+            return Graph((), (), {}, frozenset(), (), ())
         described = [
             helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), shape)
             if (dtype, shape) != (None, None) else onnx.TypeProto()

@@ -146,10 +146,11 @@ class Reader:
         if graph.sparse_initializer:
             raise UnsupportedError("sparse_initializer", "the model holds sparse tensors")
         constants = {t.name: self.tensor(t) for t in graph.initializer}
+        weights = frozenset(constants)
         nodes = self.nodes(graph.node, depth, constants)
-        inputs = [self._value(v) for v in graph.input if v.name not in constants]
+        inputs = [self._value(v) for v in graph.input if v.name not in weights]
         outputs = [self._value(v) for v in graph.output]
-        return self.checked(inputs, outputs, constants, nodes, is_inside=depth > 0)
+        return self.checked(inputs, outputs, constants, nodes, weights, is_inside=depth > 0)
 
     def checked(
         self,
@@ -157,6 +158,7 @@ class Reader:
         outputs: Sequence[Value],
         constants: Mapping[str, Tensor],
         nodes: Sequence[Node],
+        initializers: frozenset[str] = frozenset(),
         *,
         is_inside: bool = False,
     ) -> Graph:
@@ -182,7 +184,12 @@ class Reader:
             if name in made and name not in kept:
                 dead[place].append(name)
         return Graph(
-            tuple(inputs), tuple(outputs), dict(constants), tuple(nodes), tuple(map(tuple, dead))
+            tuple(inputs),
+            tuple(outputs),
+            dict(constants),
+            initializers,
+            tuple(nodes),
+            tuple(map(tuple, dead)),
         )
 
     def nodes(self, nodes: Iterable[Any], depth: int, constants: dict[str, Tensor]) -> list[Node]:
