@@ -33,7 +33,7 @@ class Held:
 
     Attributes:
         name: the value's name.
-        axes: for each of its axes, which of the tensor's it is; the tensor repeats along the others.
+        axes: for each of its axes, which of the tensor's it is; along others, the tensor repeats.
         shape: the lengths of its axes, each that of the tensor or 1.
     """
 
@@ -175,7 +175,9 @@ class Builder:
             return self.arranged(held, order, is_full=True)
         return self.once("Expand", self.arranged(held, order), self.lengths(shape))
 
-    def elementwise(self, operator: str, result: Tensor, *inputs: Tensor, **attributes: Any) -> None:
+    def elementwise(
+        self, operator: str, result: Tensor, *inputs: Tensor, **attributes: Any
+    ) -> None:
         """Write a node that goes element by element, in the order of axes that is at hand."""
         names, form = self.together(inputs)
         self.held_by[id(result)] = replace(form, name=self.node(operator, *names, **attributes))
@@ -260,5 +262,3 @@ def matched(old: Shape, new: Shape) -> dict[int, int] | None:
         else:
             return None
     return pairs
-
-

@@ -114,9 +114,7 @@ class _Steps:
 @_row("less", "less_equal")
 def _compare(build: Builder, operation: Operation) -> None:
     do = _Steps(build, *operation.inputs)
-    names = do.names
-    if operation.inputs[0].dtype == dtypes.bool:
-        names = [do("Cast", x, to=build.number_of(dtypes.int32)) for x in names]
+    names = [_as_numbers(build, operation.inputs[0], name) for name in do.names]
     do.finish(operation.output(), do(_OF_NUMBERS[operation.primitive.name], *names))
 
 
@@ -155,10 +153,7 @@ def _divide_down(build: Builder, operation: Operation) -> None:
         is_other = do("Less", do("Mul", do("Sign", rest), do("Sign", y)), 0.0)
         rest = do("Where", is_other, do("Add", rest, y), rest)
     if operation.primitive.name == "floor_divide":
-        if is_float:
-            rest = do("Floor", do("Div", x, y))
-        else:
-            rest = do("Div", do("Sub", x, rest), y)
+        rest = do("Floor", do("Div", x, y)) if is_float else do("Div", do("Sub", x, rest), y)
     do.finish(operation.output(), rest)
 
 
@@ -182,12 +177,21 @@ def _shift(build: Builder, operation: Operation) -> None:
 def _atan2(build: Builder, operation: Operation) -> None:
     do = _Steps(build, *operation.inputs)
     y, x = do.names
+    are_infinite = do("And", do("IsInf", x), do("IsInf", y))
+    y = do("Where", are_infinite, do("Sign", y), y)
+    x = do("Where", are_infinite, do("Sign", x), x)
     is_none = do("Equal", x, 0.0)
     angle = do("Atan", do("Div", y, do("Where", is_none, do.number(1.0), x)))
     upright = do("Mul", do("Sign", y), math.pi / 2)
-    turn = do("Where", do("Less", y, 0.0), do.number(-math.pi), do.number(math.pi))
-    behind = do("Where", do("Less", x, 0.0), turn, do.number(0.0))
-    name = do("Where", is_none, upright, do("Add", angle, behind))
+    angle = do("Where", is_none, upright, angle)
+
+    def is_below(z: str) -> str:  # 1 / -0.0 is -infinity
+        return do("Less", do("Where", do("Equal", z, 0.0), do("Div", do.number(1.0), z), z), 0.0)
+
+    turn = do("Where", is_below(y), do.number(-math.pi), do.number(math.pi))
+    is_upright = do("And", is_none, do("Not", do("Equal", y, 0.0)))
+    is_behind = do("And", is_below(x), do("Not", is_upright))
+    name = do("Where", is_behind, do("Add", angle, turn), angle)
     do.finish(operation.output(), name)
 
 
@@ -199,11 +203,15 @@ def _cast(build: Builder, operation: Operation) -> None:
 
 @_row("where")
 def _where(build: Builder, operation: Operation) -> None:
-    rectified = _rectified(operation)
+    rectified, result = _rectified(operation), operation.output()
     if rectified is not None:
-        build.elementwise("Relu", operation.output(), rectified)
+        build.elementwise("Relu", result, rectified)
+    elif result.dtype == dtypes.bool:  # ONNX Runtime chooses between numbers
+        do = _Steps(build, *operation.inputs)
+        condition, x, y = do.names
+        do.finish(result, do("Or", do("And", condition, x), do("And", do("Not", condition), y)))
     else:
-        build.elementwise("Where", operation.output(), *operation.inputs)
+        build.elementwise("Where", result, *operation.inputs)
 
 
 def _rectified(operation: Operation) -> Tensor | None:
@@ -223,6 +231,18 @@ def _number(x: Tensor) -> float | None:
             return None
         x = x.operation.inputs[0]
     return float(x.array().reshape(-1)[0]) if x._value is not None and x.size == 1 else None
+
+
+def _as_numbers(build: Builder, x: Tensor, name: str) -> str:
+    """Truth values as numbers, for operators that runtimes have for numbers alone."""
+    if x.dtype != dtypes.bool:
+        return name
+    return build.once("Cast", name, to=build.number_of(dtypes.int32))
+
+
+def _as_before(build: Builder, x: Tensor, name: str) -> str:
+    """Numbers as truth values again, if `x` holds those."""
+    return name if x.dtype != dtypes.bool else build.once("Cast", name, to=build.number_of(x.dtype))
 
 
 # Movement
@@ -271,11 +291,8 @@ def _pad(build: Builder, operation: Operation) -> None:
     (x,), params, result = operation.inputs, operation.params, operation.output()
     low, high, gaps = params["low"], params["high"], params["interior"]
     order = build.held(x).axes if len(build.held(x).axes) == x.ndim else tuple(range(x.ndim))
-    name = build.whole(x, order)
-    is_bool = x.dtype == dtypes.bool  # ONNX Runtime pads numbers
-    if is_bool:
-        name = build.node("Cast", name, to=build.number_of(dtypes.int32))
-    dtype = dtypes.int32 if is_bool else x.dtype
+    name = _as_numbers(build, x, build.whole(x, order))
+    dtype = dtypes.int32 if x.dtype == dtypes.bool else x.dtype
     lengths = [x.shape[axis] for axis in order]
     for place, axis in enumerate(order):
         if gaps[axis]:
@@ -285,9 +302,7 @@ def _pad(build: Builder, operation: Operation) -> None:
     if any(widths):
         value = build.constant(params["value"], dtype)
         name = build.node("Pad", name, build.lengths(widths), value)
-    if is_bool:
-        name = build.node("Cast", name, to=build.number_of(dtypes.bool))
-    build.hold(result, name, order)
+    build.hold(result, _as_before(build, x, name), order)
 
 
 def _spread(
@@ -337,11 +352,9 @@ def _flip(build: Builder, operation: Operation) -> None:
     places = [i for i, axis in enumerate(held.axes) if axis in operation.params["axes"]]
     name = held.name
     if places:
-        least = np.iinfo(np.int64).min
-        name = build.node(
-            "Slice", name, build.constant([-1] * len(places)), build.constant([least] * len(places)),
-            build.constant(places), build.constant([-1] * len(places)),
-        )  # fmt: skip
+        back = build.constant([-1] * len(places))
+        ends = build.constant([np.iinfo(np.int64).min] * len(places))
+        name = build.node("Slice", name, back, ends, build.constant(places), back)
     build.held_by[id(result)] = Held(name, held.axes, held.shape)
 
 
@@ -375,6 +388,9 @@ def _iota(build: Builder, operation: Operation) -> None:
 @_row("dynamic_slice")
 def _dynamic_slice(build: Builder, operation: Operation) -> None:
     x, starts = operation.inputs
+    if not x.ndim:
+        build.held_by[id(operation.output())] = build.held(x)
+        return
     first = build.node("Cast", build.whole(starts), to=build.number_of(dtypes.int64))
     ends = build.node("Add", first, build.lengths(operation.params["sizes"]))
     axes = build.constant(list(range(x.ndim)))
@@ -384,6 +400,9 @@ def _dynamic_slice(build: Builder, operation: Operation) -> None:
 @_row("dynamic_update_slice")
 def _dynamic_update(build: Builder, operation: Operation) -> None:
     x, update, starts = operation.inputs
+    if not x.ndim:
+        build.held_by[id(operation.output())] = build.held(update)
+        return
     ones = build.node("Expand", build.constant(True, dtypes.bool), build.lengths(update.shape))
     places = build.node("Transpose", build.node("NonZero", ones), perm=[1, 0])
     first = build.node("Cast", build.whole(starts), to=build.number_of(dtypes.int64))
@@ -401,16 +420,14 @@ _REDUCTIONS = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}
 def _reduce(build: Builder, operation: Operation) -> None:
     (x,), result, axes = operation.inputs, operation.output(), operation.params["axes"]
     held = build.held(x)
+    if not axes:
+        build.held_by[id(result)] = held
+        return
     order = held.axes if len(held.axes) == x.ndim else tuple(range(x.ndim))
-    name = build.whole(x, order)
-    is_bool = x.dtype == dtypes.bool
-    if is_bool:
-        name = build.node("Cast", name, to=build.number_of(dtypes.int32))
+    name = _as_numbers(build, x, build.whole(x, order))
     places = [place for place, axis in enumerate(order) if axis in axes]
     operator = _REDUCTIONS[operation.primitive.name]
-    name = build.node(operator, name, build.constant(places), keepdims=0)
-    if is_bool:
-        name = build.node("Cast", name, to=build.number_of(dtypes.bool))
+    name = _as_before(build, x, build.node(operator, name, build.constant(places), keepdims=0))
     rest = sorted(axis for axis in order if axis not in axes)
     build.hold(result, name, [rest.index(axis) for axis in order if axis not in axes])
 
@@ -419,19 +436,16 @@ def _reduce(build: Builder, operation: Operation) -> None:
 def _sort(build: Builder, operation: Operation) -> None:
     (x,), axis = operation.inputs, operation.params["axis"]
     count = build.lengths([x.shape[axis]])
-    values, places = build.node(
-        "TopK", build.whole(x), count, outputs=2, axis=axis, largest=0, sorted=1
-    )
-    build.hold(operation.output(0), values)
+    name = _as_numbers(build, x, build.whole(x))
+    values, places = build.node("TopK", name, count, outputs=2, axis=axis, largest=0, sorted=1)
+    build.hold(operation.output(0), _as_before(build, x, values))
     build.hold(operation.output(1), places)
 
 
 @_row("argmax")
 def _argmax(build: Builder, operation: Operation) -> None:
     (x,), axis = operation.inputs, operation.params["axis"]
-    name = build.whole(x)
-    if x.dtype == dtypes.bool:
-        name = build.node("Cast", name, to=build.number_of(dtypes.int32))
+    name = _as_numbers(build, x, build.whole(x))
     build.hold(operation.output(), build.node("ArgMax", name, axis=axis, keepdims=0))
 
 
@@ -490,16 +504,16 @@ def _scatter(build: Builder, operation: Operation) -> None:
 @_row("matmul")
 def _matmul(build: Builder, operation: Operation) -> None:
     a, b = operation.inputs
-    result, matrix = operation.output(), ((0, 1), (1, 0))
-    held = [build.held(x) for x in (a, b)]
-    if a.ndim == 2 and a.dtype in dtypes.FLOATING and all(x.axes in matrix for x in held):
-        if all(x.shape == tuple(t.shape[i] for i in x.axes)
-               for x, t in zip(held, (a, b), strict=True)):  # fmt: skip
-            turned = [int(x.axes == (1, 0)) for x in held]
-            names = [x.name for x in held]
-            name = build.node("Gemm", *names, transA=turned[0], transB=turned[1])
-            build.hold(result, name)
-            return
+    result, held = operation.output(), [build.held(x) for x in (a, b)]
+    is_plain = a.ndim == 2 and a.dtype in dtypes.FLOATING and all(
+        sorted(h.axes) == [0, 1] and h.shape == tuple(x.shape[axis] for axis in h.axes)
+        for x, h in zip((a, b), held, strict=True)
+    )  # fmt: skip
+    if is_plain:
+        turned = [int(h.axes == (1, 0)) for h in held]
+        names = [h.name for h in held]
+        build.hold(result, build.node("Gemm", *names, transA=turned[0], transB=turned[1]))
+        return
     names = []
     for x, h in zip((a, b), held, strict=True):
         last = dict(zip(h.axes, h.shape, strict=True))
@@ -522,24 +536,29 @@ def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
     return [low for low, _ in padding] + [high for _, high in padding]
 
 
-@_row("conv")
-def _conv(build: Builder, operation: Operation) -> None:
-    x, w = operation.inputs
-    params = operation.params
-    dims, order = x.ndim - 2, _first(x.ndim)
-    name, padding = build.whole(x, order), params["padding"]
-    gaps = [gap - 1 for gap in params["input_dilation"]]
-    lengths = [x.shape[axis] for axis in order]
-    for axis, gap in enumerate(gaps):
-        if gap:
-            name = _spread(build, name, lengths, axis + 2, gap, 0, x.dtype)
-            lengths[axis + 2] = (lengths[axis + 2] - 1) * (gap + 1) + 1
+def _image(build: Builder, x: Tensor, params: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+    """A channels-first image with its gaps filled and cropped, and the padding that is left."""
+    order = _first(x.ndim)
+    name, lengths = build.whole(x, order), [x.shape[axis] for axis in order]
+    for place, gap in enumerate(params["input_dilation"], 2):
+        if gap > 1:
+            name = _spread(build, name, lengths, place, gap - 1, 0, x.dtype)
+            lengths[place] = (lengths[place] - 1) * gap + 1
+    padding = params["padding"]
     if min(_pads(padding)) < 0:
         starts = [max(-low, 0) for low, _ in padding]
         ends = [n - max(-high, 0) for n, (_, high) in zip(lengths[2:], padding, strict=True)]
         places = build.constant(list(range(2, x.ndim)))
         name = build.node("Slice", name, build.lengths(starts), build.lengths(ends), places)
-        padding = [(max(low, 0), max(high, 0)) for low, high in padding]
+    return name, [(max(low, 0), max(high, 0)) for low, high in padding]
+
+
+@_row("conv")
+def _conv(build: Builder, operation: Operation) -> None:
+    x, w = operation.inputs
+    params = operation.params
+    dims, order = x.ndim - 2, _first(x.ndim)
+    name, padding = _image(build, x, params)
     kernel = build.whole(w, (w.ndim - 1, w.ndim - 2, *range(dims)))
     name = build.node(
         "Conv", name, kernel, kernel_shape=list(map(int, w.shape[:dims])),
@@ -564,18 +583,11 @@ def _window_max(build: Builder, operation: Operation) -> None:
 def _window_sum(build: Builder, operation: Operation) -> None:
     (x,), params = operation.inputs, operation.params
     order, window = _first(x.ndim), params["window"]
-    name, lengths = build.whole(x, order), [x.shape[axis] for axis in order]
-    for axis, gap in enumerate(params["input_dilation"]):
-        if gap > 1:
-            name = _spread(build, name, lengths, axis + 2, gap - 1, 0, x.dtype)
-            lengths[axis + 2] = (lengths[axis + 2] - 1) * gap + 1
-    pads = _pads(params["padding"])
-    if min(pads) < 0:
-        raise UnsupportedError("window_sum", f"{named(operation)} crops, which ONNX's pooling not")
+    name, padding = _image(build, x, params)
+    pads = _pads(padding)
     if any(pads):
-        none = [0, 0]
         low, high = pads[: len(window)], pads[len(window) :]
-        widths = build.constant(none + low + none + high)
+        widths = build.constant([0, 0, *low, 0, 0, *high])
         name = build.node("Pad", name, widths, build.constant(0, x.dtype))
     name = build.node("AveragePool", name, kernel_shape=window, strides=params["stride"])
     name = build.node("Mul", name, build.constant(math.prod(window), x.dtype))

@@ -197,8 +197,8 @@ def celu(call: Call, x: Tensor) -> Tensor:
 @operator("Selu")
 def selu(call: Call, x: Tensor) -> Tensor:
     """`gamma` times an ELU."""
-    alpha = call.attribute("alpha", 1.6732632423543772)
-    return N.elu(x, alpha) * call.attribute("gamma", 1.0507009873554805)
+    gamma: float = call.attribute("gamma", 1.0507009873554805)
+    return N.elu(x, call.attribute("alpha", 1.6732632423543772)) * gamma
 
 
 @operator("Gelu")
