@@ -19,9 +19,7 @@ from palto.formats.onnx.backend import Backend
 
 UNSUPPORTED = Path(__file__).with_name("unsupported.txt")
 #: What the cases of the exam are made of; others use dtypes, sequences or texts that Palto has not.
-DTYPES = {
-    getattr(onnx.TensorProto, name) for name in ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOL")
-}
+DTYPES = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOL")}
 #: Why a compiled program cannot do some cases that give a shape as an input.
 NOT_COMPILED = "known only when the program runs"
 
