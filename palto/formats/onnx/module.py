@@ -24,6 +24,8 @@ from palto.tensor.graph import current_trace, within
 Values = MutableMapping[str, Tensor | None]
 #: Operators that ONNX defines by others may be laid open so deep.
 _DEEPEST_DEFINITION = 8
+#: So many nodes, those inside loops each time that they run, may a call run.
+MOST_RUN = 1_000_000
 
 
 def load(source: str | os.PathLike[str] | bytes | Any) -> OnnxModule:
@@ -95,7 +97,7 @@ class OnnxModule(Module):
         values: dict[str, Tensor | None] = dict(self.graph.constants)
         values.update((name, cell.read()) for name, cell in self._cells.items())
         values.update(self._given(args, kwargs))
-        _evaluate(self.graph, values)
+        _evaluate(self.graph, values, _Budget())
         results = _results(self.graph, values)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -132,21 +134,60 @@ class OnnxModule(Module):
         return f"{inputs} -> {outputs}, {len(self.graph.nodes)} nodes"
 
 
-def _evaluate(graph: Graph, values: Values, depth: int = 0) -> None:
+class _Budget:
+    """What one call may still spend, so that no file can ask for hours or all memory."""
+
+    def __init__(self) -> None:
+        self.nodes = MOST_RUN
+        self.bytes = _memory() // 2
+
+    def spend(self, node: Node, results: Sequence[Tensor | None]) -> None:
+        """Count a node that has run, and what it made."""
+        self.nodes -= 1
+        self.bytes -= sum(_size(x) for x in results)
+        if self.nodes < 0:
+            raise OnnxError(f"{node}: loops that run more than {MOST_RUN:,} nodes in all")
+        if self.bytes < 0:
+            raise OnnxError(
+                f"{node}: the values that the graph holds at once take more than half of this "
+                "machine's memory"
+            )
+
+    def release(self, x: Tensor | None) -> None:
+        """Count what is no longer held."""
+        self.bytes += _size(x)
+
+
+def _size(x: Tensor | None) -> int:
+    return 0 if x is None or x.trace is not None else x.size * x.dtype.itemsize
+
+
+@functools.cache
+def _memory() -> int:
+    """The machine's memory in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**33
+
+
+def _evaluate(graph: Graph, values: Values, budget: _Budget, depth: int = 0) -> None:
     """Run a graph's nodes.
 
     Args:
         graph: the graph.
         values: its inputs and constants; what it computes is added.
+        budget: what may be spent.
         depth: how many definitions of operators are being laid open around it.
     """
     for node, dead in zip(graph.nodes, graph.last_uses, strict=True):
-        results = _run(node, values, depth)
+        results = _run(node, values, budget, depth)
+        budget.spend(node, results)
         for name, result in itertools.zip_longest(node.outputs, results[: len(node.outputs)]):
             if name:
                 values[name] = result
         for name in dead:
-            values.pop(name, None)
+            budget.release(values.pop(name, None))
 
 
 def _results(graph: Graph, values: Values) -> list[Tensor]:
@@ -160,7 +201,7 @@ def _read(name: str, values: Values, reader: Any) -> Tensor:
     return value
 
 
-def _run(node: Node, values: Values, depth: int) -> Sequence[Tensor | None]:
+def _run(node: Node, values: Values, budget: _Budget, depth: int) -> Sequence[Tensor | None]:
     inputs = [
         None if not name else values[name] if name in values else _read(name, values, node)
         for name in node.inputs
@@ -170,7 +211,7 @@ def _run(node: Node, values: Values, depth: int) -> Sequence[Tensor | None]:
         inner: Values = ChainMap({}, values)
         inner.update(graph.constants)
         inner.update(zip((value.name for value in graph.inputs), given, strict=True))
-        _evaluate(graph, inner, depth)
+        _evaluate(graph, inner, budget, depth)
         return _results(graph, inner)
 
     # What depends on constants alone is computed now, and not by every call of a program.
@@ -180,7 +221,7 @@ def _run(node: Node, values: Values, depth: int) -> Sequence[Tensor | None]:
         with within(trace):
             row = TABLE.get(node.operator)
             if row is None:
-                result = _by_definition(node, inputs, depth)
+                result = _by_definition(node, inputs, budget, depth)
             else:
                 result = row.function(Call(node, run), *inputs)
     except (OnnxError, TraceError) as error:
@@ -205,7 +246,7 @@ def _looks_outside(node: Node) -> bool:
 
 
 def _by_definition(
-    node: Node, inputs: Sequence[Tensor | None], depth: int
+    node: Node, inputs: Sequence[Tensor | None], budget: _Budget, depth: int
 ) -> Sequence[Tensor | None]:
     if depth >= _DEEPEST_DEFINITION:
         raise UnsupportedError(node.operator, f"{node}: its definition does not come to an end")
@@ -215,7 +256,7 @@ def _by_definition(
     values.update(zip((value.name for value in graph.inputs), inputs, strict=False))
     for value in graph.inputs[len(inputs) :]:
         values[value.name] = None
-    _evaluate(graph, values, depth + 1)
+    _evaluate(graph, values, budget, depth + 1)
     return [values.get(value.name) for value in graph.outputs]
 
 

@@ -115,7 +115,10 @@ def _laid_open(model: Any) -> Any:
 
     size(model.graph.node, ())
     inliner = require("onnx.inliner", "onnx", "reading ONNX")
-    return inliner.inline_local_functions(model)
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception as error:  # onnx's own, of several kinds
+        raise OnnxError(f"the model's functions cannot be laid open: {error}") from None
 
 
 class Reader:
@@ -301,7 +304,10 @@ class Reader:
             array = np.frombuffer(tensor.raw_data, dtype.newbyteorder("<"))
         else:
             array = self._typed(tensor, name, dtype, size)
-        return F.asarray(array.astype(dtype).reshape(shape), copy=False)
+        try:
+            return F.asarray(array.astype(dtype).reshape(shape), copy=False)
+        except ValueError as error:
+            raise OnnxError(f"{name} of shape {shape}: {error}") from None
 
     def _typed(self, tensor: Any, name: str, dtype: dtypes.DType, size: int) -> np.ndarray:
         fields = {"float32": "float_data", "float64": "double_data", "int64": "int64_data",

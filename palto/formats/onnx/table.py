@@ -17,7 +17,7 @@ from palto.tensor.tensor import Shape, Tensor
 #: From a call and its inputs (None where one is left out) to the output, or several.
 Function = Callable[..., Any]
 #: A result of more elements is refused: a small file may ask for any number.
-MOST_ELEMENTS = 2**29
+MOST_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True, slots=True)

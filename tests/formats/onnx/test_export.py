@@ -185,7 +185,7 @@ def test_sizes_that_are_known_only_when_it_runs(function):
         function, real(4, 3, 4), real(7, 4), others=others,
         dynamic_shapes={"x": {0: n}, "y": {0: m}},
     )  # fmt: skip
-    assert [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim][0] == "n"
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
 
 
 @pytest.mark.parametrize("reverse", [False, True])

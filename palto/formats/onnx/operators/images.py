@@ -64,7 +64,7 @@ def _taps(call: Call, origin: Array, n: int, scale: float, kind: str) -> tuple[A
     narrow = min(scale, 1.0) if call.attribute("antialias", 0) else 1.0
     first = math.floor(-reach / narrow) + 1
     offsets = np.arange(first, 2 - first)[:, None]
-    if offsets.size * len(origin) > 2**26:
+    if offsets.size > 2**12 or offsets.size * len(origin) > 2**26:
         raise call.refusal("that many weights")
     base = np.floor(origin)
     distance = (offsets - (origin - base)) * narrow

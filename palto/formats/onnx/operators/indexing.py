@@ -28,6 +28,7 @@ def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
 @operator("ai.onnx.ml.ArrayFeatureExtractor")
 def extract_features(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     """Columns, at indices."""
+    call.bounded((x.size // max(x.shape[-1], 1), indices.size))
     return F.take(F.reshape(x, (-1, x.shape[-1])), F.reshape(indices, (-1,)), axis=-1)
 
 
@@ -59,6 +60,7 @@ def gather_nd(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     count = indices.shape[-1]
     if batches + count > x.ndim or x.shape[:batches] != indices.shape[:batches]:
         raise call.error(f"indices of shape {indices.shape} into {x.shape}")
+    call.bounded((*indices.shape[:-1], *x.shape[batches + count :]))
     where = _positions(indices, x.shape[batches : batches + count])
     leading = [F.iota(indices.shape[:-1], axis) for axis in range(batches)]
     if not leading + where:

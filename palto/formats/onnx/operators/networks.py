@@ -26,6 +26,10 @@ def _channels_first(x: Tensor) -> Tensor:
     return F.permute_dims(x, (0, x.ndim - 1, *range(1, x.ndim - 1)))
 
 
+#: Windows of more places are joined along one axis after the other.
+_LARGEST_WINDOW = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """How a kernel or window goes over an image.
@@ -170,10 +174,15 @@ def _joined(x: Tensor, window: Window, combine: Callable[[Tensor, Tensor], Tenso
     return x
 
 
+def _is_small(window: Window) -> bool:
+    """Whether Palto's own pooling does it, which goes over each place in the window."""
+    return set(window.dilation) == {1} and math.prod(window.size) <= _LARGEST_WINDOW
+
+
 def _summed(x: Tensor, window: Window) -> Tensor:
     """The sum of each window, nothing beyond the border."""
     padded = _padded(x, window, 0)
-    if set(window.dilation) != {1}:
+    if not _is_small(window):
         return _joined(padded, window, F.add)
     none = ((0, 0),) * len(window.size)
     pixels = F.window_sum(
@@ -211,7 +220,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     is_float = x.dtype in dtypes.FLOATING
     lowest = -math.inf if is_float else int(np.iinfo(x.dtype).min)
     padded = _padded(x, window, lowest)
-    if is_float and set(window.dilation) == {1} and not call.wants(1):
+    if is_float and _is_small(window) and not call.wants(1):
         none = ((0, 0),) * len(window.size)
         pixels, _ = F.window_max(
             _channels_last(padded), window=window.size, stride=window.stride, padding=none
@@ -354,6 +363,8 @@ def group_norm(call: Call, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def local_response_norm(call: Call, x: Tensor) -> Tensor:
     """Divided by a power of the squares of neighbouring channels."""
     size = call.attribute("size")
+    if not 1 <= size <= _LARGEST_WINDOW:
+        raise call.refusal(f"{size} neighbouring channels")
     low, high = (size - 1) // 2, size - 1 - (size - 1) // 2
     squares = _channels_last(x * x)
     channels = x.shape[1]

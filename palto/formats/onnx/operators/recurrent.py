@@ -48,9 +48,8 @@ def _directions(
 
     `parameters` are one row for each direction: weights, recurrent weights, biases, peepholes.
     """
-    width = call.attribute("hidden_size") or 0
-    weight = parameters[1]
-    width = width or (weight.shape[-1] if weight is not None else 0)
+    assert parameters[1] is not None
+    width = parameters[1].shape[-1]
     if call.attribute("layout", 0):
         x = F.permute_dims(x, (1, 0, 2))
         states = [None if s is None else F.permute_dims(s, (1, 0, 2)) for s in states]

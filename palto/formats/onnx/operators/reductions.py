@@ -204,8 +204,19 @@ def einsum(call: Call, *inputs: Tensor) -> Tensor:
     equation = call.attribute("equation").replace(" ", "")
     terms, arrow, right = _without_dots(call, equation, inputs).partition("->")
     diagonals = [_diagonal(t, x) for t, x in zip(terms.split(","), inputs, strict=True)]
+    _require_bounded(call, diagonals, right)
     equation = ",".join(term for term, _ in diagonals) + arrow + right
     return F.einsum(equation, *(x for _, x in diagonals))
+
+
+def _require_bounded(call: Call, operands: Sequence[tuple[str, Tensor]], result: str) -> None:
+    """Refuse products, joined one after the other, that are too large."""
+    lengths = {letter: n for term, x in operands for letter, n in zip(term, x.shape, strict=True)}
+    joined: set[str] = set()
+    for place, (term, _) in enumerate(operands, 1):
+        later = set(result).union(*(other for other, _ in operands[place:]))
+        joined = (joined | set(term)) & later
+        call.bounded([lengths[letter] for letter in joined])
 
 
 def _diagonal(term: str, x: Tensor) -> tuple[str, Tensor]:
