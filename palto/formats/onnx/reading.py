@@ -46,6 +46,7 @@ def read(source: Any) -> Any:
     """
     onnx = library()
     if isinstance(source, onnx.ModelProto):
+        _require_texts(source)
         return source, None
     folder = None
     if isinstance(source, bytes):
@@ -65,7 +66,21 @@ def read(source: Any) -> Any:
         ) from None
     if not model.HasField("graph") or not model.ir_version:
         raise OnnxError(f"{where}: an ONNX model has a version and a graph; this one has not")
+    _require_texts(model)
     return model, folder
+
+
+def _require_texts(message: Any) -> None:
+    """Refuse names that are no text, which protobuf hands on as they are."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_MESSAGE, field.TYPE_STRING):
+            continue
+        is_one = isinstance(value, str | bytes) or hasattr(value, "ListFields")
+        for part in [value] if is_one else value:
+            if field.type == field.TYPE_MESSAGE:
+                _require_texts(part)
+            elif not isinstance(part, str):
+                raise OnnxError(f"the model's {field.name} {part!r} is no text")
 
 
 def graph_of(model: Any, folder: Path | None) -> Graph:
@@ -200,7 +215,7 @@ class Reader:
         result: list[Node] = []
         for node in nodes:
             found = self._node(node, depth)
-            if found.operator == "Constant":
+            if found.operator == "Constant" and len(found.outputs) == 1:
                 constants[found.outputs[0]] = self._constant(found)
             else:
                 result.append(found)
@@ -230,7 +245,10 @@ class Reader:
         for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
             for key in (name, f"{name}s"):
                 if key in node.attributes:
-                    return F.asarray(np.array(node.attributes[key], dtype))
+                    try:
+                        return F.asarray(np.array(node.attributes[key], dtype))
+                    except (TypeError, ValueError, OverflowError) as error:
+                        raise OnnxError(f"{node}: {key} is no number: {error}") from None
         value = node.attributes.get("value")
         if not isinstance(value, Tensor):
             raise UnsupportedError("Constant", f"{node} holds texts or a sparse tensor")

@@ -116,8 +116,10 @@ def split(call: Call, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
     n = x.shape[axis]
     parts = call.attribute("split") if lengths is None else call.ints(lengths, "the lengths")
     if parts is None:
-        count = call.attribute("num_outputs", len(call.node.outputs))
-        piece = -(-n // count) if count > 0 else 0
+        count = len(call.node.outputs)
+        if call.attribute("num_outputs", count) != count or not count:
+            raise call.error(f"{call.attribute('num_outputs')} pieces for {count} outputs")
+        piece = -(-n // count)
         parts = [min(piece, n - i * piece) for i in range(count)]
     if sum(parts) != n or min(parts, default=0) < 0:
         raise call.error(f"the lengths {list(parts)} do not divide axis {axis} of {x.shape}")
