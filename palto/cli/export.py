@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from tyro.conf import Positional
 
-from palto.compiler import Dim
+from palto import Dim
 from palto.formats import onnx, safetensors
 from palto.train.run import CONFIG_FILE, Run
 
