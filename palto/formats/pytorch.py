@@ -99,7 +99,7 @@ def load(
             whole safetensors file.
         FileNotFoundError: there is no such file.
     """
-    found = source if isinstance(source, Mapping) else safetensors.load(source)
+    found = source if isinstance(source, Mapping) else safetensors.load(source, widen=True)
     plan = _plan(model, image, names)
     taken: dict[str, Array] = {}
     loaded, missing, mismatched = [], [], []
