@@ -24,6 +24,8 @@ from palto.tensor.graph import current_trace, within
 Values = MutableMapping[str, Tensor | None]
 #: Operators that ONNX defines by others may be laid open so deep.
 _DEEPEST_DEFINITION = 8
+#: A tensor of so few elements may be somebody's shape.
+_SMALL = 16
 #: So many nodes, those inside loops each time that they run, may a call run.
 MOST_RUN = 1_000_000
 
@@ -32,8 +34,8 @@ def load(source: str | os.PathLike[str] | bytes | Any) -> OnnxModule:
     """A model from an ONNX file.
 
     Its initializers of floating point become parameters, which can be trained, under their own
-    names; other numbers, and the statistics of batch norm, become buffers. What shapes the results
-    (such as the target of a Reshape) stays a constant of the graph.
+    names; whole numbers, lone numbers without axes, and the statistics of batch norm become buffers.
+    What shapes the results (such as the target of a Reshape) stays a constant of the graph.
 
     Args:
         source: the file's path, its bytes, or an onnx.ModelProto. Data that lies in other files is
@@ -67,12 +69,14 @@ class OnnxModule(Module):
     def __init__(self, graph: Graph) -> None:
         _require_operators(graph)
         self.graph = graph
-        shaping, statistics = _shaping(graph), _statistics(graph)
+        self._shaping = frozenset(_shaping(graph))
+        statistics = _statistics(graph)
         self._cells: dict[str, Cell] = {}
         for name in graph.constants:
-            if name in graph.initializers and name not in shaping:
+            if name in graph.initializers and name not in self._shaping:
                 tensor = graph.constants[name]
-                is_learned = not _is_whole(tensor) and name not in statistics
+                # A lone number is a constant of the formula, as exporters write them.
+                is_learned = not _is_whole(tensor) and tensor.ndim and name not in statistics
                 self._cells[name] = (Parameter if is_learned else Buffer)(tensor, name=name)
 
     def own_cells(self) -> Iterator[tuple[str, Cell]]:
@@ -97,7 +101,7 @@ class OnnxModule(Module):
         values: dict[str, Tensor | None] = dict(self.graph.constants)
         values.update((name, cell.read()) for name, cell in self._cells.items())
         values.update(self._given(args, kwargs))
-        _evaluate(self.graph, values, _Budget())
+        _evaluate(self.graph, values, _Session(self._shaping))
         results = _results(self.graph, values)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -134,10 +138,15 @@ class OnnxModule(Module):
         return f"{inputs} -> {outputs}, {len(self.graph.nodes)} nodes"
 
 
-class _Budget:
-    """What one call may still spend, so that no file can ask for hours or all memory."""
+class _Session:
+    """One call of a graph: what it may still spend, so that no file asks for hours or all memory.
 
-    def __init__(self) -> None:
+    Args:
+        shaping: the names of values on which shapes depend.
+    """
+
+    def __init__(self, shaping: frozenset[str]) -> None:
+        self.shaping = shaping
         self.nodes = MOST_RUN
         self.bytes = _memory() // 2
 
@@ -171,23 +180,23 @@ def _memory() -> int:
         return 2**33
 
 
-def _evaluate(graph: Graph, values: Values, budget: _Budget, depth: int = 0) -> None:
+def _evaluate(graph: Graph, values: Values, session: _Session, depth: int = 0) -> None:
     """Run a graph's nodes.
 
     Args:
         graph: the graph.
         values: its inputs and constants; what it computes is added.
-        budget: what may be spent.
+        session: the call.
         depth: how many definitions of operators are being laid open around it.
     """
     for node, dead in zip(graph.nodes, graph.last_uses, strict=True):
-        results = _run(node, values, budget, depth)
-        budget.spend(node, results)
+        results = _run(node, values, session, depth)
+        session.spend(node, results)
         for name, result in itertools.zip_longest(node.outputs, results[: len(node.outputs)]):
             if name:
                 values[name] = result
         for name in dead:
-            budget.release(values.pop(name, None))
+            session.release(values.pop(name, None))
 
 
 def _results(graph: Graph, values: Values) -> list[Tensor]:
@@ -201,7 +210,7 @@ def _read(name: str, values: Values, reader: Any) -> Tensor:
     return value
 
 
-def _run(node: Node, values: Values, budget: _Budget, depth: int) -> Sequence[Tensor | None]:
+def _run(node: Node, values: Values, session: _Session, depth: int) -> Sequence[Tensor | None]:
     inputs = [
         None if not name else values[name] if name in values else _read(name, values, node)
         for name in node.inputs
@@ -211,19 +220,21 @@ def _run(node: Node, values: Values, budget: _Budget, depth: int) -> Sequence[Te
         inner: Values = ChainMap({}, values)
         inner.update(graph.constants)
         inner.update(zip((value.name for value in graph.inputs), given, strict=True))
-        _evaluate(graph, inner, budget, depth)
+        _evaluate(graph, inner, session, depth)
         return _results(graph, inner)
 
-    # What depends on constants alone is computed now, and not by every call of a program.
+    trace = current_trace()
     is_known = bool(inputs) and all(x is None or x.trace is None for x in inputs)
-    trace = None if is_known and not _looks_outside(node) else current_trace()
     try:
-        with within(trace):
-            row = TABLE.get(node.operator)
-            if row is None:
-                result = _by_definition(node, inputs, budget, depth)
-            else:
-                result = row.function(Call(node, run), *inputs)
+        if trace is not None and is_known and not _looks_outside(node):
+            # What depends on constants and shapes alone is computed now, so that it may shape what
+            # follows; but a program makes large tensors itself, whose size may be a run-time one.
+            with within(None):
+                result = _applied(node, inputs, run, session, depth)
+            is_small = all(x is None or x.size <= _SMALL for x in result)
+            if is_small or not session.shaping.isdisjoint(node.outputs):
+                return result
+        return _applied(node, inputs, run, session, depth)
     except (OnnxError, TraceError) as error:
         if isinstance(error, TraceError):
             error.add_note(f"in {node}")
@@ -235,6 +246,15 @@ def _run(node: Node, values: Values, budget: _Budget, depth: int) -> Sequence[Te
     except Exception as error:
         shapes = ", ".join("none" if x is None else f"{x.dtype.name}{x.shape}" for x in inputs)
         raise OnnxError(f"{node} cannot be applied to {shapes}: {error}") from error
+
+
+def _applied(
+    node: Node, inputs: Sequence[Tensor | None], run: Any, session: _Session, depth: int
+) -> Sequence[Tensor | None]:
+    row = TABLE.get(node.operator)
+    if row is None:
+        return _by_definition(node, inputs, session, depth)
+    result = row.function(Call(node, run), *inputs)
     return result if isinstance(result, tuple | list) else (result,)
 
 
@@ -246,7 +266,7 @@ def _looks_outside(node: Node) -> bool:
 
 
 def _by_definition(
-    node: Node, inputs: Sequence[Tensor | None], budget: _Budget, depth: int
+    node: Node, inputs: Sequence[Tensor | None], session: _Session, depth: int
 ) -> Sequence[Tensor | None]:
     if depth >= _DEEPEST_DEFINITION:
         raise UnsupportedError(node.operator, f"{node}: its definition does not come to an end")
@@ -256,7 +276,7 @@ def _by_definition(
     values.update(zip((value.name for value in graph.inputs), inputs, strict=False))
     for value in graph.inputs[len(inputs) :]:
         values[value.name] = None
-    _evaluate(graph, values, budget, depth + 1)
+    _evaluate(graph, values, session, depth + 1)
     return [values.get(value.name) for value in graph.outputs]
 
 

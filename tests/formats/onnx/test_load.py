@@ -117,6 +117,27 @@ def test_numbers_that_shape_results_are_constants_and_others_are_cells():
     )
 
 
+def test_what_is_as_large_as_a_run_time_size_is_made_by_the_program():
+    model = model_with(
+        [
+            helper.make_node("Shape", ["x"], ["n"]),
+            helper.make_node("ConstantOfShape", ["n"], ["zeros"]),
+            helper.make_node("Add", ["zeros", "one"], ["ones"]),
+            helper.make_node("Concat", ["x", "ones"], ["out"], axis=1),
+        ],
+        [value("x", ["n", 5])],
+        [value("out", None)],
+        {"one": np.float32(1)},
+    )
+    loaded = load(model)
+    assert [name for name, _ in loaded.named_buffers()] == ["one"]
+    compiled = palto.compile(loaded, dynamic_shapes={"args": [{0: palto.Dim("n", max=40)}]})
+    for size in (3, 40, 17):
+        x = real(size, 5)
+        np.testing.assert_array_equal(compiled(x), np.concatenate([x, np.ones_like(x)], 1))
+    assert compiled.program_count == 1
+
+
 def test_inputs_are_checked():
     _, written = network()
     loaded = load(written)
