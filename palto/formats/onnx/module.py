@@ -34,8 +34,8 @@ def load(source: str | os.PathLike[str] | bytes | Any) -> OnnxModule:
     """A model from an ONNX file.
 
     Its initializers of floating point become parameters, which can be trained, under their own
-    names; whole numbers, lone numbers without axes, and the statistics of batch norm become buffers.
-    What shapes the results (such as the target of a Reshape) stays a constant of the graph.
+    names; whole numbers, lone numbers without axes, and the statistics of batch norm become
+    buffers. What shapes the results (such as the target of a Reshape) stays a constant.
 
     Args:
         source: the file's path, its bytes, or an onnx.ModelProto. Data that lies in other files is

@@ -16,6 +16,7 @@ from onnx.backend.test import loader
 
 from palto.formats.onnx import UnsupportedError
 from palto.formats.onnx.backend import Backend
+from tests.documents import ROOT
 
 UNSUPPORTED = Path(__file__).with_name("unsupported.txt")
 #: What the cases of the exam are made of; others use dtypes, sequences or texts that Palto has not.
@@ -103,6 +104,8 @@ def test_single_operators():
     assert len(found) - len(failed) >= 1300
     assert failed.keys() - expected.keys() == set(), failed
     assert expected.keys() - failed.keys() == set(), "these pass: take them out of the list"
+    passed = f"{len(found) - len(failed):,} of {len(found):,} pass"
+    assert passed in (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
     for name, error in failed.items():
         if isinstance(error, UnsupportedError):
             assert error.operator in expected[name] and error.operator in str(error), name

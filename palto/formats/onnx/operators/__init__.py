@@ -2,6 +2,7 @@
 
 from palto.formats.onnx.operators import (
     control,
+    detection,
     elementwise,
     images,
     indexing,
@@ -12,6 +13,6 @@ from palto.formats.onnx.operators import (
 )
 
 __all__ = [
-    "control", "elementwise", "images", "indexing", "movement", "networks", "recurrent",
-    "reductions",
+    "control", "detection", "elementwise", "images", "indexing", "movement", "networks",
+    "recurrent", "reductions",
 ]  # fmt: skip

@@ -20,6 +20,18 @@ def branch(call: Call, condition: Tensor) -> list[Tensor]:
     return call.run(call.attribute("then_branch" if holds else "else_branch"), [])
 
 
+@operator("OptionalHasElement", shape_only=True)
+def has_element(call: Call, x: Tensor | None = None) -> Tensor:
+    """Whether an input is there."""
+    return F.asarray(x is not None)
+
+
+@operator("OptionalGetElement")
+def get_element(call: Call, x: Tensor) -> Tensor:
+    """An input that is there."""
+    return x
+
+
 @operator("Loop", static=(0, 1))
 def loop(
     call: Call, count: Tensor | None, condition: Tensor | None = None, *state: Tensor

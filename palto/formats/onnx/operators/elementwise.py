@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from palto.formats.onnx.table import Call, operator
 from palto.nn import functional as N
 from palto.tensor import Tensor, dtypes
@@ -142,6 +144,15 @@ def cast(call: Call, x: Tensor) -> Tensor:
 def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
     """The dtype of another tensor."""
     return F.astype(x, like.dtype)
+
+
+@operator("BitCast", static=(0,))
+def bit_cast(call: Call, x: Tensor) -> Tensor:
+    """The same bits, read as another dtype. At once only."""
+    dtype = numpy_dtype(call, call.attribute("to"))
+    if dtype.itemsize != x.dtype.itemsize:
+        raise call.error(f"bits of {x.dtype.name} as {dtype.name}")
+    return F.asarray(np.ascontiguousarray(call.known(x, "the result")).view(dtype).reshape(x.shape))
 
 
 @operator("IsInf")

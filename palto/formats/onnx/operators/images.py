@@ -303,3 +303,34 @@ def fourier(
     if is_half:
         result = result[(*(slice(None),) * place, slice(0, n // 2 + 1))]
     return F.stack([F.real(result), F.imag(result)], axis=-1)
+
+
+@operator("STFT", static=(1, 3))
+def short_time_fourier(
+    call: Call,
+    x: Tensor,
+    step: Tensor,
+    window: Tensor | None = None,
+    length: Tensor | None = None,
+) -> Tensor:
+    """The Fourier transforms of frames of signals (N, length, 1 or 2), each times a window."""
+    every = call.ints(step, "the step")[0]
+    if length is None and window is None:
+        raise call.error("neither a window nor a frame's length")
+    n = window.shape[0] if window is not None else 0
+    n = n if length is None else call.ints(length, "the frame's length")[0]
+    if x.dtype != dtypes.float32:
+        raise call.refusal(f"the Fourier transform of {x.dtype.name}; Palto's is of float32")
+    if every < 1 or not 1 <= n <= x.shape[1]:
+        raise call.error(f"frames of {n} every {every} in {x.shape[1]}")
+    count = (x.shape[1] - n) // every + 1
+    call.bounded((x.shape[0], count, n, 2))
+    places = F.iota((count, n), 0) * every + F.iota((count, n), 1)
+    frames = F.take(x, places, axis=1)  # (N, frames, n, parts)
+    if window is not None:
+        frames = frames * window[:, None]
+    imaginary = frames[..., 1] if x.shape[-1] == 2 else F.zeros_like(frames[..., 0])
+    result = F.fft(F.complex(frames[..., 0], imaginary))
+    if call.attribute("onesided", 1):
+        result = result[..., : n // 2 + 1]
+    return F.stack([F.real(result), F.imag(result)], axis=-1)
