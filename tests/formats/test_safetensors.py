@@ -99,7 +99,8 @@ def test_damaged_files_give_an_error_that_says_so(data):
         if data.draw(st.booleans()):
             contents[place] = data.draw(st.integers(0, 255))
         else:
-            contents[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+            end = place + data.draw(st.integers(0, 9))
+            contents[place:end] = data.draw(st.binary(max_size=9))
         if not contents:
             break
     with tempfile.TemporaryDirectory() as folder:

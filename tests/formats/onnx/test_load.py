@@ -1,5 +1,6 @@
 """A loaded model learns and compiles, and no file makes Palto crash, hang or read elsewhere."""
 
+import functools
 import math
 import resource
 import time
@@ -13,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import palto
 from palto import nn, optim
-from palto.formats.onnx import OnnxError, UnsupportedError, load
+from palto.formats.onnx import OnnxError, UnsupportedError, load, module, table
 from palto.formats.onnx.export import model_of
+from palto.formats.onnx.operators import control
 from palto.nn import functional as F
 
 rng = np.random.default_rng(0)
@@ -208,6 +210,12 @@ def test_functions_of_the_model_are_laid_open():
 # --- Files that mean harm ------------------------------------------------------------------------
 
 
+@functools.cache
+def a_file():
+    """The bytes of a whole model."""
+    return network()[1].SerializeToString()
+
+
 def relu(**initializers):
     return model_with(
         [helper.make_node("Relu", ["x"], ["y"])], [value("x", [3])], [value("y", [3])], initializers
@@ -382,7 +390,9 @@ def test_absurd_operators_are_refused_at_once(operator, arrays, attributes):
     assert time.perf_counter() - started < 60
 
 
-def test_loops_and_growth_come_to_an_end():
+def test_loops_and_growth_come_to_an_end(monkeypatch):
+    monkeypatch.setattr(control, "MOST_STEPS", 100)
+    monkeypatch.setattr(table, "MOST_ELEMENTS", 2**16)
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Concat", ["s", "s"], ["t"],
                                                                      axis=0)],
@@ -394,18 +404,32 @@ def test_loops_and_growth_come_to_an_end():
     inputs = [value("n", [], TensorProto.INT64), value("x", ["k"], TensorProto.BOOL)]
     loaded = load(model_with([loop], inputs, [value("y", None)]))
     assert loaded(3, np.zeros(2, bool)).shape == (16,)
-    with pytest.raises(OnnxError, match="more than the 268,435,456 elements"):
+    with pytest.raises(OnnxError, match="more than the 65,536 elements"):
         loaded(2**62, np.zeros(2, bool))
-    with pytest.raises(OnnxError, match="loop of more than 10,000 steps"):
+    with pytest.raises(OnnxError, match="loop of more than 100 steps"):
         loaded(2**62, np.zeros(0, bool))
+
+
+def test_what_a_call_may_spend(monkeypatch):
+    nodes = [helper.make_node("Add", [f"x{i}", "x0"], [f"x{i + 1}"]) for i in range(20)]
+    model = model_with(nodes, [value("x0", ["n"])], [value("x20", ["n"]), value("x3", ["n"])])
+    loaded = load(model)
+    loaded(real(1000))
+    monkeypatch.setattr(module, "MOST_RUN", 19)
+    with pytest.raises(OnnxError, match="more than 19 nodes in all"):
+        loaded(real(1000))
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_memory", lambda: 2 * 3 * 4000)
+    loaded(real(900))  # at most three are held at once
+    with pytest.raises(OnnxError, match="more than half of this machine's memory"):
+        loaded(real(1200))
 
 
 @settings(max_examples=150)
 @given(st.data())
 def test_damaged_files_give_an_error_that_says_so(data):
     """Bytes changed, taken away or put in: an OnnxError, or a model that runs or refuses."""
-    _, written = network()
-    contents = bytearray(written.SerializeToString())
+    contents = bytearray(a_file())
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(contents) - 1))
         kind = data.draw(st.sampled_from(["change", "cut", "insert", "remove"]))
