@@ -79,8 +79,7 @@ _SAME = {
 _OF_TRUTH = {
     "bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor", "bitwise_invert": "Not",
 }  # fmt: skip
-#: Operators that know numbers alone, so that truth values are compared as such.
-_OF_NUMBERS = {"less": "Less", "less_equal": "LessOrEqual"}
+_COMPARISONS = {"less": "Less", "less_equal": "LessOrEqual"}
 
 
 @_row(*_SAME)
@@ -111,11 +110,11 @@ class _Steps:
         self._build.held_by[id(result)] = replace(self._form, name=name)
 
 
-@_row("less", "less_equal")
+@_row(*_COMPARISONS)
 def _compare(build: Builder, operation: Operation) -> None:
     do = _Steps(build, *operation.inputs)
     names = [_as_numbers(build, operation.inputs[0], name) for name in do.names]
-    do.finish(operation.output(), do(_OF_NUMBERS[operation.primitive.name], *names))
+    do.finish(operation.output(), do(_COMPARISONS[operation.primitive.name], *names))
 
 
 @_row("expm1")

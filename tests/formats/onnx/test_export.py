@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 import palto
 from palto import nn
@@ -202,6 +203,32 @@ def test_scan(reverse):
 
     assert_same(function, real(2, 4), real(5, 2, 4))
     assert_same(lambda x: palto.scan(lambda s, _: (s * 2, s), x, length=3), real(2))
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet", "gpt"])
+def test_a_loaded_model_is_written_again(name):
+    """With the same operators, weights and names."""
+    make, inputs = MODELS[name]
+    model, arrays = make().eval(), inputs()
+    first = model_of(model, *arrays)
+    loaded = load(first)
+    second = model_of(loaded, *arrays)
+    np.testing.assert_allclose(
+        run(second, *arrays)[0], np.asarray(model(*arrays)), rtol=1e-4, atol=1e-5
+    )
+
+    def of(written, kind):
+        return sorted(node.op_type for node in written.graph.node if kind in node.op_type)
+
+    for kind in ("Conv", "BatchNormalization", "LayerNormalization", "Gemm", "Transpose"):
+        assert of(first, kind) == of(second, kind)
+    tensors = [
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
+        for written in (first, second)
+    ]
+    assert tensors[0].keys() == tensors[1].keys()
+    for key, array in tensors[0].items():
+        np.testing.assert_array_equal(array, tensors[1][key])
 
 
 def test_axes_stay_channels_first_between_convolutions():

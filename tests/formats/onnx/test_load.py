@@ -3,6 +3,7 @@
 import functools
 import math
 import resource
+import sys
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import palto
 from palto import nn, optim
+from palto.extras import MissingExtraError
 from palto.formats.onnx import OnnxError, UnsupportedError, load, module, table
 from palto.formats.onnx.export import model_of
 from palto.formats.onnx.operators import control
@@ -151,6 +153,12 @@ def test_inputs_are_checked():
         loaded()
     with pytest.raises(TypeError, match="got 1 in order and x by name"):
         loaded(real(2, 8, 8, 1), x=real(2, 8, 8, 1))
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'palto\[onnx\]'"):
+        load(b"")
 
 
 def test_what_is_missing_is_named_at_once():

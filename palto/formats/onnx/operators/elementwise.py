@@ -169,7 +169,7 @@ def is_infinite(call: Call, x: Tensor) -> Tensor:
 # Activations
 
 
-@operator("Clip", static=())
+@operator("Clip")
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """`x` held between bounds; the upper one goes first where they cross."""
     least = call.attribute("min") if low is None else low

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from palto.formats.onnx.table import Call, operator
+from palto.nn import functional as N
 from palto.tensor import Tensor, dtypes, random
 from palto.tensor import functions as F
 
@@ -309,8 +310,7 @@ def batch_norm(
     if not call.attribute("training_mode", 0):
         if call.version < 9 and not call.attribute("spatial", 1):
             return (x - mean) / F.sqrt(var + eps) * weight + bias
-        scale = weight * F.rsqrt(var + eps)
-        return x * _per_channel(scale, x) + _per_channel(bias - mean * scale, x)
+        return _channels_first(N.batch_norm(_channels_last(x), mean, var, weight, bias, eps=eps))
     axes = (0, *range(2, x.ndim))
     now, spread = F.mean(x, axes), F.var(x, axes)
     y = (x - _per_channel(now, x)) * _per_channel(F.rsqrt(spread + eps) * weight, x)
@@ -325,13 +325,16 @@ def batch_norm(
 @operator("LayerNormalization")
 def layer_norm(
     call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """All axes from `axis` on normalised together; the mean and 1 over the deviation as well."""
+    eps = call.attribute("epsilon", 1e-5)
     axes = tuple(range(call.axis(x, -1), x.ndim))
+    shape = x.shape[axes[0] :]
+    if weight.shape == shape and not (call.wants(1) or call.wants(2)):
+        return N.layer_norm(x, shape, weight, bias, eps)
     mean = F.mean(x, axes, keepdims=True)
     centred = x - mean
-    inverse = F.rsqrt(F.mean(centred * centred, axes, keepdims=True)
-                      + call.attribute("epsilon", 1e-5))  # fmt: skip
+    inverse = F.rsqrt(F.mean(centred * centred, axes, keepdims=True) + eps)
     y = centred * inverse * weight
     return y if bias is None else y + bias, mean, inverse
 
