@@ -255,14 +255,13 @@ def _reshape(build: Builder, operation: Operation) -> None:
         axes = tuple(pairs[axis] for axis in held.axes)
         build.held_by[id(result)] = Held(held.name, axes, held.shape)
         return
-    dynamic = [n for n in result.shape if isinstance(n, Size)]
-    if len(dynamic) == 1:  # what is left over; no other axis may then be of length 0
-        shape = build.constant([-1 if isinstance(n, Size) else int(n) for n in result.shape])
+    is_dynamic = [isinstance(n, Size) for n in result.shape]
+    if sum(is_dynamic) == 1 and 0 not in result.shape:  # what is left over
+        numbers = [-1 if d else n for n, d in zip(result.shape, is_dynamic, strict=True)]
+        name = build.node("Reshape", build.whole(x), build.constant(numbers))
     else:
-        shape = build.lengths(result.shape)
-    build.hold(result, build.node("Reshape", build.whole(x), shape, allowzero=int(
-        0 in result.shape and not dynamic
-    )))  # fmt: skip
+        name = build.node("Reshape", build.whole(x), build.lengths(result.shape), allowzero=1)
+    build.hold(result, name)
 
 
 @_row("permute")

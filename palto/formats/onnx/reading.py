@@ -276,7 +276,7 @@ class Reader:
     def _value(self, value: Any) -> Value:
         kind = value.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):
-            raise UnsupportedError(kind, f"{value.name!r} is a {kind[:-5]}; Palto runs on tensors")
+            raise UnsupportedError(kind, f"{value.name!r} is of {kind}; Palto runs on tensors")
         tensor = value.type.tensor_type
         dtype = self.dtype(tensor.elem_type, value.name) if tensor.elem_type else None
         shape: tuple[int | str | None, ...] | None = None
