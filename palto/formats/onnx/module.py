@@ -7,6 +7,7 @@ import itertools
 import os
 from collections import ChainMap
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from palto.extras import require
@@ -162,6 +163,13 @@ class _Session:
                 "machine's memory"
             )
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is held at the end of this block is let go, but for what the caller counts."""
+        before = self.bytes
+        yield
+        self.bytes = before
+
     def release(self, x: Tensor | None) -> None:
         """Count what is no longer held."""
         self.bytes += _size(x)
@@ -220,13 +228,14 @@ def _run(node: Node, values: Values, session: _Session, depth: int) -> Sequence[
         inner: Values = ChainMap({}, values)
         inner.update(graph.constants)
         inner.update(zip((value.name for value in graph.inputs), given, strict=True))
-        _evaluate(graph, inner, session, depth)
+        with session.apart():
+            _evaluate(graph, inner, session, depth)
         return _results(graph, inner)
 
     trace = current_trace()
     is_known = bool(inputs) and all(x is None or x.trace is None for x in inputs)
     try:
-        if trace is not None and is_known and not _looks_outside(node):
+        if trace is not None and is_known and not _must_run(node):
             # What depends on constants and shapes alone is computed now, so that it may shape what
             # follows; but a program makes large tensors itself, whose size may be a run-time one.
             with within(None):
@@ -258,6 +267,12 @@ def _applied(
     return result if isinstance(result, tuple | list) else (result,)
 
 
+def _must_run(node: Node) -> bool:
+    """Whether each run of a program must run a node, whatever its inputs."""
+    row = TABLE.get(node.operator)
+    return _looks_outside(node) or (row is not None and row.draws)
+
+
 def _looks_outside(node: Node) -> bool:
     return any(isinstance(value, Graph) for value in node.attributes.values())
 
@@ -276,7 +291,8 @@ def _by_definition(
     values.update(zip((value.name for value in graph.inputs), inputs, strict=False))
     for value in graph.inputs[len(inputs) :]:
         values[value.name] = None
-    _evaluate(graph, values, session, depth + 1)
+    with session.apart():
+        _evaluate(graph, values, session, depth + 1)
     return [values.get(value.name) for value in graph.outputs]
 
 

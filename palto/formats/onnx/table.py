@@ -30,12 +30,14 @@ class Operator:
             them when it is made.
         statistics: the places of inputs that training does not change by gradients.
         shape_only: whether only the shapes of its inputs matter.
+        draws: whether it draws random numbers.
     """
 
     function: Function
     static: tuple[int, ...] = ()
     statistics: tuple[int, ...] = ()
     shape_only: bool = False
+    draws: bool = False
 
 
 #: Every operator by name, which begins with its domain unless that is ONNX's own.
@@ -47,12 +49,13 @@ def operator(
     static: tuple[int, ...] = (),
     statistics: tuple[int, ...] = (),
     shape_only: bool = False,
+    draws: bool = False,
 ) -> Callable[[Function], Function]:
     """Make a function a row of the table, under one or several names."""
 
     def add(function: Function) -> Function:
         for name in names:
-            TABLE[name] = Operator(function, static, statistics, shape_only)
+            TABLE[name] = Operator(function, static, statistics, shape_only, draws)
         return function
 
     return add

@@ -142,6 +142,42 @@ def test_what_is_as_large_as_a_run_time_size_is_made_by_the_program():
     assert compiled.program_count == 1
 
 
+def test_a_program_draws_anew_at_every_run():
+    shape = helper.make_node("ConstantOfShape", ["shape"], ["zeros"])
+    nodes = [
+        shape,
+        helper.make_node("RandomNormalLike", ["zeros"], ["a"]),
+        helper.make_node("Bernoulli", ["half"], ["b"]),
+        helper.make_node("Dropout", ["half", "ratio", "on"], ["c"]),
+        helper.make_node("Sum", ["x", "a", "b", "c"], ["out"]),
+    ]
+    constants = {
+        "shape": np.array([100]), "half": np.full(100, 0.5, np.float32), "ratio": np.float32(0.5),
+        "on": np.array(True),
+    }  # fmt: skip
+    loaded = load(model_with(nodes, [value("x", [100])], [value("out", None)], constants))
+    x = np.zeros(100, np.float32)
+    for function in (loaded, palto.compile(loaded)):
+        first, second = np.asarray(function(x)), np.asarray(function(x))
+        assert np.unique(first - second).size > 90
+
+
+def test_long_loops_hold_no_more_than_short_ones(monkeypatch):
+    body = helper.make_graph(
+        [helper.make_node("Add", ["s", "s"], ["t"]), helper.make_node("Neg", ["t"], ["u"])],
+        "body",
+        [value("i", [], TensorProto.INT64), value("c", [], TensorProto.BOOL), value("s", None)],
+        [value("c", [], TensorProto.BOOL), value("u", None)],
+    )
+    loop = helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)
+    inputs = [value("n", [], TensorProto.INT64), value("x", ["k"])]
+    loaded = load(model_with([loop], inputs, [value("y", None)]))
+    monkeypatch.setattr(module, "_memory", lambda: 2 * 3 * 4000)
+    np.testing.assert_array_equal(loaded(100, np.zeros(900, np.float32)), np.zeros(900))
+    with pytest.raises(OnnxError, match="half of this machine's memory"):
+        loaded(1, np.zeros(9000, np.float32))
+
+
 def test_inputs_are_checked():
     _, written = network()
     loaded = load(written)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from palto.formats.onnx.operators.elementwise import numpy_dtype
 from palto.formats.onnx.table import Call, operator
 from palto.tensor import Tensor, dtypes
 from palto.tensor import functions as F
@@ -268,8 +269,6 @@ def arange(call: Call, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
 @operator("EyeLike", shape_only=True)
 def eye_like(call: Call, x: Tensor) -> Tensor:
     """Ones on a diagonal."""
-    from palto.formats.onnx.operators.elementwise import numpy_dtype
-
     number = call.attribute("dtype")
     dtype = x.dtype if number is None else numpy_dtype(call, number)
     place = F.iota(x.shape, 1) - F.iota(x.shape, 0)

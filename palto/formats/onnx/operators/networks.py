@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from palto.formats.onnx.operators.elementwise import numpy_dtype
 from palto.formats.onnx.table import Call, operator
 from palto.nn import functional as N
 from palto.tensor import Tensor, dtypes, random
@@ -382,7 +383,7 @@ def local_response_norm(call: Call, x: Tensor) -> Tensor:
 # Random
 
 
-@operator("Dropout", static=(1, 2))
+@operator("Dropout", static=(1, 2), draws=True)
 def dropout(
     call: Call, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -395,12 +396,18 @@ def dropout(
     return F.where(keep, x / (1 - p), F.zeros_like(x)), keep
 
 
-@operator("RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike",
-          shape_only=True)  # fmt: skip
+@operator("Bernoulli", draws=True)
+def bernoulli(call: Call, x: Tensor) -> Tensor:
+    """1 with the probability that each element is, else 0."""
+    number = call.attribute("dtype")
+    dtype = x.dtype if number is None else numpy_dtype(call, number)
+    return F.astype(random.uniform(x.shape, dtype=x.dtype) < x, dtype)
+
+
+@operator("RandomUniform", "RandomNormal", draws=True)
+@operator("RandomUniformLike", "RandomNormalLike", shape_only=True, draws=True)
 def drawn(call: Call, like: Tensor | None = None) -> Tensor:
     """Random numbers from Palto's generator."""
-    from palto.formats.onnx.operators.elementwise import numpy_dtype
-
     number = call.attribute("dtype")
     dtype = like.dtype if like is not None else dtypes.float32
     dtype = dtype if number is None else numpy_dtype(call, number)
