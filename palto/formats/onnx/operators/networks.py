@@ -161,7 +161,7 @@ def _padded(x: Tensor, window: Window, value: float) -> Tensor:
     return F.pad(x, [(0, 0), (0, 0), *widths], value=value)
 
 
-def _along(x: Tensor, window: Window, axis: int) -> Iterator[Tensor]:
+def _places(x: Tensor, window: Window, axis: int) -> Iterator[Tensor]:
     """For each place in the window along one axis, that pixel of all windows."""
     step, gap, n = window.stride[axis], window.dilation[axis], window.out[axis]
     for k in range(window.size[axis]):
@@ -172,7 +172,7 @@ def _along(x: Tensor, window: Window, axis: int) -> Iterator[Tensor]:
 def _joined(x: Tensor, window: Window, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """What joins the pixels of each window, one axis after the other."""
     for axis in range(len(window.size)):
-        x = functools.reduce(combine, _along(x, window, axis))
+        x = functools.reduce(combine, _places(x, window, axis))
     return x
 
 
@@ -244,7 +244,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
 
     best: Pixels = (padded, numbers)
     for axis in reversed(range(len(space))):  # of equal pixels, the first one by rows
-        pairs = zip(*(_along(x, window, axis) for x in best), strict=True)
+        pairs = zip(*(_places(x, window, axis) for x in best), strict=True)
         best = functools.reduce(larger, pairs)
     return best
 
@@ -378,6 +378,45 @@ def local_response_norm(call: Call, x: Tensor) -> Tensor:
     alpha = call.attribute("alpha", 1e-4) / size
     scale = call.attribute("bias", 1.0) + alpha * total
     return x / F.pow(scale, call.attribute("beta", 0.75))
+
+
+# Quantised numbers
+
+
+def _along(call: Call, part: Tensor, x: Tensor) -> Tensor:
+    """A scale or zero for each slice, or block of slices, of an axis, ready to broadcast."""
+    if part.ndim == 0 or part.size == 1:
+        return F.reshape(part, ())
+    axis, block = call.axis(x, 1), call.attribute("block_size", 0)
+    if part.ndim == 1:
+        return F.reshape(part, (-1, *(1,) * (x.ndim - 1 - axis)))
+    if block < 1 or part.ndim != x.ndim:
+        raise call.error(f"scales of shape {part.shape} for {x.shape}")
+    return F.repeat(part, block, axis=axis)[(*(slice(None),) * axis, slice(0, x.shape[axis]))]
+
+
+@operator("DequantizeLinear")
+def dequantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """(x - zero) times scale."""
+    numbers = F.astype(x, scale.dtype)
+    if zero is not None:
+        numbers = numbers - _along(call, F.astype(zero, scale.dtype), x)
+    return numbers * _along(call, scale, x)
+
+
+@operator("QuantizeLinear")
+def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """X over scale, rounded to even, plus zero, held within what a small whole number can be."""
+    number = call.attribute("output_dtype", 0)
+    dtype = dtypes.uint8 if zero is None else zero.dtype
+    dtype = numpy_dtype(call, number) if number else dtype
+    if dtype not in (dtypes.int8, dtypes.uint8):
+        raise call.refusal(f"quantised numbers of {dtype.name}")
+    steps = F.round(F.astype(x, scale.dtype) / _along(call, scale, x))
+    if zero is not None:
+        steps = steps + _along(call, F.astype(zero, steps.dtype), x)
+    limits = np.iinfo(dtype)
+    return F.astype(F.clip(steps, float(limits.min), float(limits.max)), dtype)
 
 
 # Random
