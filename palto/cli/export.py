@@ -114,7 +114,8 @@ def _description(run: Run) -> dict[str, Any]:
     assert best is not None  # load_best has found it
     saved = json.loads((run.folder / CONFIG_FILE).read_text(encoding="utf-8"))
     history = best.state["history"]
-    return {
+    table = {} if run.encoder is None else {"encoder": run.encoder.as_dict()}
+    return table | {
         "model": run.config.model,
         "shape": list(run.shape),
         "classes": list(run.classes),

@@ -46,7 +46,7 @@ def run(pictures, capsys):
 
 
 def chances(run, files):
-    return np.array([row for _, row in Run.open(run).predict(files, complain=print)])
+    return np.array([row for *_, row in Run.open(run).predict(files, complain=print)])
 
 
 def test_a_file_that_onnx_runtime_runs(run, pictures, capsys):
@@ -54,7 +54,7 @@ def test_a_file_that_onnx_runtime_runs(run, pictures, capsys):
     path = run / "model.onnx"
     assert status == 0 and f"written: {path}" in said.out.replace("\n", "")
     files = [pictures / "red" / "1.png", pictures / "blue" / "2.png"]
-    classify = Run.open(run).classifier()
+    classify = Run.open(run).predictor()
     inputs = np.stack([classify.read(file) for file in files]).astype(np.float32) / 255
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (scores,) = session.run(["scores"], {"inputs": inputs})
