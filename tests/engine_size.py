@@ -1,7 +1,7 @@
 """The size of the engine: lines of code in its rooms of palto/, held to a budget.
 
-What is built upon it (recipes, servers, pictures, the command line) is counted beside it, and so is
-the executor that another library is the engine of.
+What is built upon it (recipes, servers, pictures, the command line, other programs' formats) is
+counted beside it, and so is the executor that another library is the engine of.
 
 Blank lines, comments and docstrings are free: what explains the code does not count against it.
 
@@ -14,9 +14,11 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
-BUDGET = 21_000
+BUDGET = 22_000
 ROOT = Path(__file__).resolve().parent.parent / "palto"
 ENGINE = ("tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats")
+#: What inside a room is counted as a room of its own, beside the engine.
+BESIDE = ("compiler/xla", "formats/onnx", "formats/pytorch.py")
 _NOT_CODE = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENDMARKER, tokenize.ENCODING,
@@ -40,8 +42,9 @@ def sizes():
     """Lines of code by room: a folder, or a file right under palto/."""
     count = Counter()
     for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).parts
-        room = "xla" if parts[:2] == ("compiler", "xla") else parts[0].removesuffix(".py")
+        where = path.relative_to(ROOT)
+        inside = [room for room in BESIDE if where.is_relative_to(room)]
+        room = inside[0] if inside else where.parts[0].removesuffix(".py")
         count[room] += code_lines(path.read_text(encoding="utf-8"))
     return count
 

@@ -13,6 +13,7 @@ import tyro
 from palto.cli.compare import Compare
 from palto.cli.drive import Drive
 from palto.cli.echo import Echo
+from palto.cli.export import Export
 from palto.cli.label import Label
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
@@ -28,6 +29,7 @@ _COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "serve": Serve,
+    "export": Export,
     "report": Report,
     "profile": Profile,
     "compare": Compare,

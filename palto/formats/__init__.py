@@ -1,5 +1,5 @@
 """File formats."""
 
-from palto.formats import safetensors
+from palto.formats import onnx, pytorch, safetensors
 
-__all__ = ["safetensors"]
+__all__ = ["onnx", "pytorch", "safetensors"]

@@ -79,8 +79,12 @@ def _umask() -> int:
     return mask
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load(path: str | os.PathLike[str], *, widen: bool = False) -> dict[str, Tensor]:
     """The tensors in a file, by name.
+
+    Args:
+        path: the file.
+        widen: whether float16, which Palto has not, becomes float32, which holds the same numbers.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -93,6 +97,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
     tensors = {}
     for name, entry in entries:
+        if widen and entry["dtype"] == "F16":
+            half = np.frombuffer(entry["data"], np.float16).reshape(entry["shape"])
+            tensors[name] = F.asarray(half.astype(np.float32))
+            continue
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{path}: {name} has the dtype {entry['dtype']}, which Palto has not")
         array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -279,7 +279,7 @@ class Trace:
         leaf = self.leaves.get(cell)
         if leaf is None:
             if self._is_body:
-                with _outside(self.parent):
+                with within(self.parent):
                     outer = cell.read()
                 leaf = self.capture(outer)
             else:
@@ -430,7 +430,8 @@ def current_scope() -> tuple[str, ...]:
 
 
 @contextmanager
-def _outside(trace: Trace | None) -> Iterator[None]:
+def within(trace: Trace | None) -> Iterator[None]:
+    """Record in this trace in a block; None computes at once."""
     inside = _state.trace
     _state.trace = trace
     try:

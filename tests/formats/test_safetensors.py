@@ -1,9 +1,13 @@
 """Safetensors files: round trips, the other library's files, hostile files, writes that fail."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import palto
 from palto import nn
@@ -76,6 +80,38 @@ def test_a_dtype_that_palto_has_not(tmp_path):
     library.save_file({"half": np.zeros(2, np.float16)}, tmp_path / "x")
     with pytest.raises(ValueError, match="half has the dtype F16"):
         safetensors.load(tmp_path / "x")
+
+
+def test_float16_made_wider(tmp_path):
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    library.save_file({"half": every, "whole": np.arange(3)}, tmp_path / "x")
+    loaded = safetensors.load(tmp_path / "x", widen=True)
+    assert loaded["half"].dtype == np.float32 and loaded["whole"].dtype == np.int64
+    np.testing.assert_array_equal(loaded["half"], every.astype(np.float32))
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_damaged_files_give_an_error_that_says_so(data):
+    contents = bytearray(library.save({"x": np.zeros((2, 3), np.float32), "y": np.arange(4)}))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(contents) - 1))
+        if data.draw(st.booleans()):
+            contents[place] = data.draw(st.integers(0, 255))
+        else:
+            end = place + data.draw(st.integers(0, 9))
+            contents[place:end] = data.draw(st.binary(max_size=9))
+        if not contents:
+            break
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(contents)
+        try:
+            tensors = safetensors.load(path)
+        except ValueError as error:
+            assert "x.safetensors" in str(error)
+        else:
+            assert sum(x.size * x.dtype.itemsize for x in tensors.values()) <= len(contents)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

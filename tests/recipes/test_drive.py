@@ -144,6 +144,20 @@ def test_the_network_has_the_size_it_claims_and_compiles():
     np.testing.assert_allclose(compiled, model(palto.asarray(pictures)).numpy(), atol=1e-5)
 
 
+def test_the_network_goes_to_other_programs(tmp_path):
+    pytest.importorskip("onnx", reason="ONNX is not installed (pip install 'palto[onnx]')")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    model, _ = drive.load_pilot()
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 42, 48, 2), np.uint8)
+    path = tmp_path / "pilot.onnx"
+    palto.formats.onnx.export(
+        model, path, pictures, dynamic_shapes={"pictures": {0: palto.Dim("batch", max=8)}}
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (controls,) = session.run(None, {session.get_inputs()[0].name: pictures})
+    np.testing.assert_allclose(controls, drive.pilot(model)(pictures), atol=1e-5)
+
+
 def test_what_a_decision_hangs_on_is_its_slope():
     model = drive.PilotNet()
     pictures = np.random.default_rng(0).integers(0, 256, (2, 42, 48, 2), np.uint8)
