@@ -17,8 +17,6 @@ pedal.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import signal
@@ -38,8 +36,7 @@ import palto
 from palto import data, nn, optim
 from palto.draw import Video, driving
 from palto.formats import safetensors
-from palto.train import Checkpoints
-from palto.train.run import versions
+from palto.train import Checkpoints, load_weights, save_weights
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are made without a screen
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -653,11 +650,10 @@ def described(one: Round) -> str:
     )
 
 
-# --- Weights, with what is known of them ----------------------------------------------------------
+# --- The test, and the weights -------------------------------------------------------------------
 
-WEIGHTS, RECORD = "pilot.safetensors", "pilot.json"
-#: The pilot that comes with Palto.
-SHIPPED = Path(palto.__file__).parent / "weights" / "drive"
+#: How the files of the weights are called, and where those lie that come with Palto.
+NAME, SHIPPED = "pilot", Path(palto.__file__).parent / "weights" / "drive"
 
 
 def examine(
@@ -676,12 +672,9 @@ def examine(
 
 def save_pilot(training: Training, laps: dict[str, list[Lap]], command: str) -> dict[str, Any]:
     """Write the model's weights and their record into the training's folder; return the record."""
-    path = training.folder / WEIGHTS
-    safetensors.save(path, training.model.state_dict())
-    record = {
+    about = {
         "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": versions() | {"gymnasium": gym.__version__},
+        "gymnasium": gym.__version__,
         "plan": asdict(training.plan),
         "rounds": [asdict(x) for x in training.rounds],
         "round": training.best_round.number,
@@ -694,43 +687,14 @@ def save_pilot(training: Training, laps: dict[str, list[Lap]], command: str) -> 
             }
             for name, all_laps in laps.items()
         },
-        "sha256": _hash(path),
     }
-    target = training.folder / RECORD
-    unfinished = target.with_name(target.name + ".part")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, target)
-    return record
+    return save_weights(training.folder, NAME, training.model, about)
 
 
 def load_pilot(folder: str | os.PathLike[str] = SHIPPED) -> tuple[PilotNet, dict[str, Any]]:
-    """A trained pilot, and the record of how it came to be.
-
-    Raises:
-        FileNotFoundError: the folder holds none.
-        ValueError: the weights are not those that the record speaks of.
-    """
-    weights, about = Path(folder) / WEIGHTS, Path(folder) / RECORD
-    for path in (weights, about):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no pilot ({path.name} is missing); a folder of `palto train "
-                "drive` has one when the training is over"
-            )
-    try:
-        record = dict(json.loads(about.read_text(encoding="utf-8")))
-        expected = record["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{about} is damaged: {error!r}") from None
-    if _hash(weights) != expected:
-        raise ValueError(f"{weights} is not the file that {about} describes: its hash differs")
+    """A trained pilot, and the record of how it came to be; see `palto.train.load_weights`."""
     model = PilotNet()
-    model.load_state_dict(safetensors.load(weights))
-    return model, record
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, load_weights(folder, NAME, model, made_by="palto train drive")
 
 
 # --- The film ------------------------------------------------------------------------------------

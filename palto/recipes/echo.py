@@ -16,8 +16,6 @@ filtering", 2023.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
@@ -32,8 +30,7 @@ import palto
 from palto import adaptive, data, nn, optim, signal
 from palto.extras import MissingExtraError, require
 from palto.formats import safetensors
-from palto.train import Checkpoints, TrainingStopped
-from palto.train.run import versions
+from palto.train import Checkpoints, TrainingStopped, load_weights, save_weights
 
 RATE = 16_000
 #: Samples in a frame and between two of them, frequencies, and frames that a filter looks back on.
@@ -965,59 +962,25 @@ def examine(model: KalmanFilter, plan: Plan, watch: Watch) -> dict[str, dict[str
 
 # --- Weights, with what is known of them ----------------------------------------------------------
 
-WEIGHTS, RECORD = "filter.safetensors", "filter.json"
-#: The filter that comes with Palto.
-SHIPPED = Path(palto.__file__).parent / "weights" / "echo"
+#: How the files of the weights are called, and where those lie that come with Palto.
+NAME, SHIPPED = "filter", Path(palto.__file__).parent / "weights" / "echo"
 
 
 def save_filter(training: Training, tests: Mapping[str, Any], command: str) -> dict[str, Any]:
     """Write the model's weights and their record into the training's folder; return the record."""
-    path = training.folder / WEIGHTS
-    safetensors.save(path, training.model.state_dict())
-    record = {
+    about = {
         "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
         "plan": asdict(training.plan),
         "rounds": [asdict(x) for x in training.rounds],
         "training seconds": training.rounds[-1].seconds,
         "tests": dict(tests),
-        "sha256": _hash(path),
     }
-    target = training.folder / RECORD
-    unfinished = target.with_name(target.name + ".part")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, target)
-    return record
+    return save_weights(training.folder, NAME, training.model, about)
 
 
 def load_filter(
     folder: str | os.PathLike[str] = SHIPPED,
 ) -> tuple[KalmanFilter, dict[str, Any]]:
-    """A trained filter, and the record of how it came to be.
-
-    Raises:
-        FileNotFoundError: the folder holds none.
-        ValueError: the weights are not those that the record speaks of.
-    """
-    weights, about = Path(folder) / WEIGHTS, Path(folder) / RECORD
-    for path in (weights, about):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no trained filter ({path.name} is missing); a folder of `palto "
-                "train echo` has one when the training is over"
-            )
-    try:
-        record = dict(json.loads(about.read_text(encoding="utf-8")))
-        expected = record["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{about} is damaged: {error!r}") from None
-    if _hash(weights) != expected:
-        raise ValueError(f"{weights} is not the file that {about} describes: its hash differs")
+    """A trained filter, and the record of how it came to be; see `palto.train.load_weights`."""
     model = KalmanFilter()
-    model.load_state_dict(safetensors.load(weights))
-    return model, record
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, load_weights(folder, NAME, model, made_by="palto train echo")
