@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from palto.cli.drive import duration
+from palto.cli.rounds import Watch
 from palto.draw import new_figure, save
 from palto.recipes import drive
 from palto.recipes.drive import Plan, Round, Training
@@ -45,7 +45,7 @@ class Command(Plan):
         if training.rounds:
             console.print(f"{self.out}: going on after {len(training.rounds)} rounds")
         try:
-            with _Watch(console) as watch:
+            with Watch(console) as watch:
                 training.run(watch.told)
                 training.take_best()
                 laps = drive.examine(training.model, plan, watch.told)
@@ -57,32 +57,6 @@ class Command(Plan):
         console.print(_table(record))
         console.print(f"see it drive: palto drive --run {self.out} --video lap.mp4")
         return 0
-
-
-class _Watch:
-    """Shows what is being done, and a line for each round."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[remark]}"),
-            TimeElapsedColumn(), console=console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=1.0, remark="")
-
-    def __enter__(self) -> _Watch:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def told(self, what: str, done: float, remark: str) -> None:
-        """See `Training.run`."""
-        self._bar.update(self._task, description=what, completed=done, remark=remark)
-        if done == 1 and "learning" not in what:
-            self._console.print(f"{what}: {remark}", highlight=False, soft_wrap=True)
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from palto.cli.rounds import Watch
 from palto.draw import new_figure, save
 from palto.recipes import echo
 from palto.recipes.echo import Plan, Round, Training
@@ -44,7 +44,7 @@ class Command(Plan):
         if training.rounds:
             console.print(f"{self.out}: going on after step {training.rounds[-1].steps}")
         try:
-            with _Watch(console) as watch:
+            with Watch(console) as watch:
                 training.run(watch.told)
                 training.take_best()
                 tests = echo.examine(training.model, plan, watch.told)
@@ -57,32 +57,6 @@ class Command(Plan):
             console.print(_table(kind, scores))
         console.print(f"use it: palto echo --run {self.out} -x far.wav -y mic.wav -o out.wav")
         return 0
-
-
-class _Watch:
-    """Shows what is being done, and a line for each round."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[remark]}"),
-            TimeElapsedColumn(), console=console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=1.0, remark="")
-
-    def __enter__(self) -> _Watch:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def told(self, what: str, done: float, remark: str) -> None:
-        """See `Training.run`."""
-        self._bar.update(self._task, description=what, completed=done, remark=remark)
-        if what.startswith("step"):
-            self._console.print(f"{what}: {remark}", highlight=False, soft_wrap=True)
 
 
 def _table(kind: str, scores: dict[str, Any]) -> Table:

@@ -36,7 +36,7 @@ import palto
 from palto import data, nn, optim
 from palto.draw import Video, driving
 from palto.formats import safetensors
-from palto.train import Checkpoints, load_weights, save_weights
+from palto.train import RoundTraining, Watch, load_weights, save_weights
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are made without a screen
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -450,39 +450,24 @@ class Round:
     seconds: float
 
 
-class Training:
-    """A run of the training in a folder, which goes on after the last whole round.
+class Training(RoundTraining[Plan, Round]):
+    """A run of the training in a folder, which holds the lessons, too.
 
     Args:
-        folder: where checkpoints and lessons lie, or will lie.
+        folder: where it lies, or will lie.
         plan: how to train.
 
     Raises:
-        ValueError: the folder holds a run of another plan.
-        OSError: the folder cannot be written to.
+        ValueError, OSError: see `palto.train.RoundTraining`.
     """
 
     def __init__(self, folder: str | os.PathLike[str], plan: Plan) -> None:
-        self.folder, self.plan = Path(folder), plan
         palto.manual_seed(plan.seed)
         self.model = PilotNet()
         steps = plan.rounds * plan.steps
         rate = optim.schedules.cosine(plan.lr, steps=steps + 1, warmup=min(200, steps // 4))
         self.optimizer = optim.Adam(self.model, lr=rate)
-        self.rounds: list[Round] = []
-        self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        found = self.checkpoints.newest()
-        if found is not None:
-            before = Plan(**found.state["plan"])
-            if before != plan:
-                raise ValueError(
-                    f"{folder} holds a run with {before}; give the same options to go on, or "
-                    "another folder with --out"
-                )
-            self.model.load_state_dict(found.tensors["model"])
-            self.optimizer.load_state_dict(found.tensors["optimizer"])
-            palto.random.default_generator.state.assign(found.tensors["random"]["state"])
-            self.rounds = [Round(**x) for x in found.state["rounds"]]
+        super().__init__(folder, plan, self.model, self.optimizer, Round)
         self._step = self._compiled_step()
 
     def _compiled_step(self) -> Callable[[palto.Tensor, palto.Tensor], palto.Tensor]:
@@ -501,11 +486,8 @@ class Training:
 
         return step
 
-    def run(self, watch: Callable[[str, float, str], None]) -> None:
+    def run(self, watch: Watch) -> None:
         """Drive and learn until all rounds are done.
-
-        Args:
-            watch: told what is being done, how much of it is done from 0 to 1, and a remark.
 
         Raises:
             KeyboardInterrupt: somebody has asked to stop; all whole rounds are kept.
@@ -522,27 +504,13 @@ class Training:
                 watch=_counted(watch, f"round {number}: validation", len(VALIDATION_TRACKS)),
             )  # fmt: skip
             seconds = round(time.perf_counter() - began, 1)
-            self.rounds.append(
-                Round(number, len(examples), lost, loss, mean_score(laps), share_finished(laps),
-                      seconds)
-            )  # fmt: skip
-            self.checkpoints.save(
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "random": {"state": palto.random.default_generator.state.read()},
-                },
-                {"plan": asdict(plan), "rounds": [asdict(x) for x in self.rounds]},
-                is_best=self.best_round is self.rounds[-1],
+            one = Round(
+                number, len(examples), lost, loss, mean_score(laps), share_finished(laps), seconds
             )
-            watch(f"round {number}", 1.0, described(self.rounds[-1]))
+            self.keep(one, is_best=better(one) > max(map(better, self.rounds), default=(-1.0, 0.0)))
+            watch(f"round {number}", 1.0, described(one))
 
-    @property
-    def best_round(self) -> Round:
-        """The first of those that finished most laps of the validation with the highest score."""
-        return max(self.rounds, key=lambda x: (x.finished, x.score))
-
-    def _lessons(self, number: int, watch: Callable[[str, float, str], None]) -> float:
+    def _lessons(self, number: int, watch: Watch) -> float:
         """Drive on new tracks and keep what the teacher says; the share of frames with its help."""
         plan = self.plan
         first = 10_000 * plan.seed + number * plan.laps
@@ -585,9 +553,7 @@ class Training:
             pictures, np.concatenate([x["controls"].numpy() for x in lessons])
         )
 
-    def _learn(
-        self, number: int, examples: data.Dataset, watch: Callable[[str, float, str], None]
-    ) -> float:
+    def _learn(self, number: int, examples: data.Dataset, watch: Watch) -> float:
         """So many steps as the plan says; the mean loss of the last hundred."""
         self.model.train()
         loader = data.DataLoader(
@@ -597,7 +563,7 @@ class Training:
         losses: deque[float] = deque(maxlen=100)
         for step, (pictures, controls) in enumerate(_endless(loader), 1):
             losses.append(float(self._step(pictures, controls)))
-            if step % 20 == 0:
+            if step % 20 == 0 and step < self.plan.steps:
                 watch(
                     f"round {number}: learning from {len(examples):,} examples",
                     step / self.plan.steps, f"loss {np.mean(losses):.4f}",
@@ -606,22 +572,13 @@ class Training:
                 break
         return float(np.mean(losses))
 
-    def take_best(self) -> None:
-        """Put the weights of the best round into the model."""
-        best = self.checkpoints.best()
-        if best is None:
-            raise FileNotFoundError(f"{self.folder} holds no whole round yet")
-        self.model.load_state_dict(best.tensors["model"])
-
 
 def _endless(loader: data.DataLoader) -> Iterator[tuple[palto.Tensor, ...]]:
     while True:
         yield from loader
 
 
-def _counted(
-    watch: Callable[[str, float, str], None], what: str, count: int
-) -> Callable[[Lap | None], None]:
+def _counted(watch: Watch, what: str, count: int) -> Callable[[Lap | None], None]:
     laps: list[Lap] = []
 
     def told(lap: Lap | None) -> None:
@@ -642,6 +599,11 @@ def share_finished(laps: Sequence[Lap]) -> float:
     return sum(lap.finished for lap in laps) / len(laps)
 
 
+def better(one: Round) -> tuple[float, float]:
+    """What a round is judged by: laps that are finished first."""
+    return one.finished, one.score
+
+
 def described(one: Round) -> str:
     """A round in a line."""
     return (
@@ -656,9 +618,7 @@ def described(one: Round) -> str:
 NAME, SHIPPED = "pilot", Path(palto.__file__).parent / "weights" / "drive"
 
 
-def examine(
-    model: PilotNet, plan: Plan, watch: Callable[[str, float, str], None]
-) -> dict[str, list[Lap]]:
+def examine(model: PilotNet, plan: Plan, watch: Watch) -> dict[str, list[Lap]]:
     """The laps of pilot, teacher and chance on the tracks for testing."""
     drivers = {"pilot": wheel(model), "teacher": teacher, "chance": chance()}
     return {
@@ -677,7 +637,7 @@ def save_pilot(training: Training, laps: dict[str, list[Lap]], command: str) -> 
         "gymnasium": gym.__version__,
         "plan": asdict(training.plan),
         "rounds": [asdict(x) for x in training.rounds],
-        "round": training.best_round.number,
+        "round": max(training.rounds, key=better).number,
         "training seconds": training.rounds[-1].seconds,
         "tests": {
             name: {

@@ -30,7 +30,7 @@ import palto
 from palto import adaptive, data, nn, optim, signal
 from palto.extras import MissingExtraError, require
 from palto.formats import safetensors
-from palto.train import Checkpoints, TrainingStopped, load_weights, save_weights
+from palto.train import RoundTraining, TrainingStopped, Watch, load_weights, save_weights
 
 RATE = 16_000
 #: Samples in a frame and between two of them, frequencies, and frames that a filter looks back on.
@@ -40,8 +40,6 @@ BINS, TAPS = WINDOW // 2 + 1, 4
 #: Languages, each another speaker, but for English and Spanish. Those of the test are heard nowhere
 #: else; of the others each tenth recording is for validation.
 VOICES, TEST_VOICES = ("en", "es", "fr"), ("it", "ru")
-
-Watch = Callable[[str, float, str], None]
 
 # --- Scenes --------------------------------------------------------------------------------------
 
@@ -726,42 +724,28 @@ class Calls:
         self._left[which] = 0
 
 
-class Training:
-    """A run of the training in a folder, which goes on after the last whole round.
+class Training(RoundTraining[Plan, Round]):
+    """A run of the training in a folder, which holds the scenes, too.
 
     Args:
-        folder: where checkpoints and scenes lie, or will lie.
+        folder: where it lies, or will lie.
         plan: how to train.
 
     Raises:
-        ValueError: the folder holds a run of another plan.
-        OSError: the folder cannot be written to.
+        ValueError, OSError: see `palto.train.RoundTraining`.
     """
 
     #: A validation that is so many dB below the best has diverged, once there was one as good.
     FALL = 4.0
 
     def __init__(self, folder: str | os.PathLike[str], plan: Plan) -> None:
-        self.folder, self.plan = Path(folder), plan
         palto.manual_seed(plan.seed)
         self.model = KalmanFilter()
         rate = optim.schedules.cosine(
             plan.lr, steps=plan.steps + 1, warmup=min(100, plan.steps // 2)
         )
         self.optimizer = optim.Adam(self.model, lr=rate)
-        self.rounds: list[Round] = []
-        self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        found = self.checkpoints.newest()
-        if found is not None:
-            before = Plan(**found.state["plan"])
-            if before != plan:
-                raise ValueError(
-                    f"{folder} holds a run with {before}; give the same options to go on, or "
-                    "another folder with --out"
-                )
-            self.model.load_state_dict(found.tensors["model"])
-            self.optimizer.load_state_dict(found.tensors["optimizer"])
-            self.rounds = [Round(**x) for x in found.state["rounds"]]
+        super().__init__(folder, plan, self.model, self.optimizer, Round)
         self.step = self._compiled_step()
         self.canceller = Canceller(self.model)
 
@@ -813,9 +797,6 @@ class Training:
     def run(self, watch: Watch) -> None:
         """Train until all steps are done.
 
-        Args:
-            watch: told what is being done, how much of it is done from 0 to 1, and a remark.
-
         Raises:
             KeyboardInterrupt: somebody has asked to stop; all whole rounds are kept.
             TrainingStopped: it diverges again and again.
@@ -841,7 +822,7 @@ class Training:
                 diverged = ~(losses.numpy() < DIVERGED)
                 calls.drop(diverged)
                 told.append((float(loss), diverged.mean()))
-                if number % 10 == 9:
+                if number % 10 == 9 and number + 1 < last:
                     remark = f"loss {np.mean([x for x, _ in told]):.2f} dB"
                     watch("learning", (number + 1) / plan.steps, remark)
             loss, dropped = np.mean(told, axis=0)
@@ -851,16 +832,10 @@ class Training:
             if returned:
                 self._return()
             taken = round(time.perf_counter() - began, 1)
-            self.rounds.append(
-                Round(last, plan.length(first), round(float(loss), 3), round(float(dropped), 4),
-                      round(erle, 3), returned, taken)
-            )  # fmt: skip
-            self.checkpoints.save(
-                {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()},
-                {"plan": asdict(plan), "rounds": [asdict(x) for x in self.rounds]},
-                is_best=erle > best,
-            )
-            watch(f"step {last}", 1.0, described(self.rounds[-1]))
+            one = Round(last, plan.length(first), round(float(loss), 3), round(float(dropped), 4),
+                        round(erle, 3), returned, taken)  # fmt: skip
+            self.keep(one, is_best=erle > best)
+            watch(f"step {last}", 1.0, described(one))
 
     def _return(self) -> None:
         """Go back to the weights of the best round; other sequences come next.
@@ -874,13 +849,6 @@ class Training:
                 f"the filter diverges again and again ({described(self.rounds[-1])}); train with a "
                 "lower --lr, in another folder"
             )
-        self.model.load_state_dict(best.tensors["model"])
-
-    def take_best(self) -> None:
-        """Put the weights of the best round into the model."""
-        best = self.checkpoints.best()
-        if best is None:
-            raise FileNotFoundError(f"{self.folder} holds no whole round yet")
         self.model.load_state_dict(best.tensors["model"])
 
 
