@@ -153,6 +153,7 @@ def test_infinities_and_denormals():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning")  # JAX's
 @pytest.mark.parametrize(
     ("ending", "wanted"),
     [

@@ -634,7 +634,23 @@ def plain(*shape):
 
 
 #: By the layer's name: how to make it, and its inputs.
+class First(nn.Module):
+    """The first of a layer's results."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
 LAYERS = {
+    "RNN": (lambda: First(nn.RNN(3, 5, num_layers=2)), lambda: plain(4, 2, 3)),
+    "LSTM": (lambda: First(nn.LSTM(3, 5, bidirectional=True)), lambda: plain(4, 2, 3)),
+    "GRU": (lambda: First(nn.GRU(3, 5, batch_first=True)), lambda: plain(2, 4, 3)),
+    "RNNCell": (lambda: nn.RNNCell(3, 5), lambda: plain(4, 3)),
+    "LSTMCell": (lambda: First(nn.LSTMCell(3, 5)), lambda: plain(4, 3)),
+    "GRUCell": (lambda: nn.GRUCell(3, 5), lambda: plain(4, 3)),
     "ELU": (lambda: nn.ELU(0.7), lambda: plain(4, 33)),
     "GELU": (lambda: nn.GELU(), lambda: plain(4, 33)),
     "Hardtanh": (lambda: nn.Hardtanh(), lambda: plain(4, 33)),
