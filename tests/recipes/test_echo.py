@@ -448,3 +448,16 @@ def test_what_cannot_be_done_is_said(tmp_path, capsys, monkeypatch, rng, words, 
     assert told in err
     assert "Traceback" not in err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_shipped_filter_takes_an_echo_out(rng):
+    model, record = echo.load_filter()
+    assert record["command"] == "palto train echo"
+    assert all(x["network"]["erle"] > 10 for x in record["tests"].values())
+    far = (babble(rng, 8) / 32768).astype(np.float32)
+    response = rng.normal(size=800) * np.exp(-np.arange(800) / 150)
+    heard = np.convolve(far, response)[: len(far)].astype(np.float32)
+    heard *= 0.5 * np.abs(far).max() / np.abs(heard).max()
+    clean = Canceller(model).whole(far, heard)
+    half = len(far) // 2
+    assert echo.erle(heard[half:], clean[half:]) > 10
