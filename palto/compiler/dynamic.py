@@ -185,12 +185,17 @@ def points(dims: Sequence[Dim]) -> list[dict[str, int]]:
     return [*corners, {dim.name: max(dim.max // 2 - 1, LEAST) | 1 for dim in dims}]
 
 
+def order(sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """How run-time sizes stand to each other: for each two whether the first is less or greater."""
+    return tuple((x > y) - (x < y) for x, y in itertools.combinations(sizes.values(), 2))
+
+
 def generalise(dims: Sequence[Dim], traces: Points) -> tuple[Recording, dict[str, int]]:
     """One recording for all sizes, and the least sizes that it is for.
 
     Args:
         dims: the run-time sizes.
-        traces: the traces at `points`.
+        traces: the traces at `points`; the last may be at any sizes that are to be checked.
 
     Raises:
         TraceError: the function does something else for other sizes.

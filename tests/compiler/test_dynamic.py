@@ -423,3 +423,33 @@ def test_equal_for_all_sizes():
     assert 5 < n + 4
     with pytest.raises(palto.TraceError, match="depends on the run-time size"):
         _ = n < 5
+
+
+# --- How sizes stand to each other ---------------------------------------------------------------
+
+
+def test_a_slice_that_another_size_cuts_off():
+    """Traced where m is greater than n, the slice is all of x; where it is less, it is not."""
+
+    @palto.compile(
+        dynamic_shapes={"x": {0: palto.Dim("n", max=16)}, "y": {0: palto.Dim("m", max=32)}}
+    )
+    def cut(x, y):
+        return x[: y.shape[0]] * 2 + palto.sum(y)
+
+    for n, m in ((8, 20), (8, 3), (9, 4), (5, 5), (15, 14), (7, 30), (12, 3)):
+        x, y = np.arange(n, dtype=np.float32), np.ones(m, np.float32)
+        np.testing.assert_array_equal(cut(x, y).numpy(), x[:m] * 2 + m, err_msg=f"{n}, {m}")
+
+
+def test_sizes_in_another_order_share_the_program():
+    @palto.compile(
+        dynamic_shapes={"x": {0: palto.Dim("n", max=16)}, "y": {0: palto.Dim("m", max=32)}}
+    )
+    def outer(x, y):
+        return x[:, None] * y[None, :]
+
+    for n, m in ((8, 20), (8, 3), (5, 5), (15, 14)):
+        x, y = np.arange(n, dtype=np.float32), np.arange(m, dtype=np.float32)
+        np.testing.assert_array_equal(outer(x, y).numpy(), np.outer(x, y))
+    assert outer.program_count == 1
