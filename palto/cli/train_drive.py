@@ -24,7 +24,7 @@ FIGURE = "rounds.svg"
 class Command(Plan):
     """Train a car to drive from its camera: imitation of a teacher, then its own mistakes.
 
-    All of it, in ten minutes or less on two cores: palto train drive
+    All of it, in about ten minutes on two cores: palto train drive
 
     A first look, in about two: palto train drive --rounds 2 --laps 4 --steps 300 --out runs/first
 

@@ -7,7 +7,6 @@ model.load_state_dict(safetensors.load("model.safetensors"))
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors as library
 from safetensors import numpy as numpy_form
 
+from palto.formats.whole import write_whole
 from palto.tensor import Tensor, dtypes
 from palto.tensor import functions as F
 
@@ -59,24 +59,7 @@ def save(
         for name, value in ((name, F.asarray(x).array()) for name, x in tensors.items())
     }
     contents = numpy_form.save(arrays, None if metadata is None else dict(metadata))
-    target = Path(path)
-    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(unfinished, 0o666 & ~_umask())
-        os.replace(unfinished, target)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_whole(path, contents)
 
 
 def load(path: str | os.PathLike[str], *, widen: bool = False) -> dict[str, Tensor]:

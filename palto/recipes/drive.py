@@ -2,8 +2,7 @@
 
 The car is that of Gymnasium's CarRacing-v3, the track another one each time. The teacher reads the
 track's plan and the car's speed, which the network never sees; the network gets two grey pictures
-of the camera, 0.08 seconds apart, and answers with the steering and the
-pedal.
+of the camera, 0.08 seconds apart, and answers with the steering and the pedal.
 
 1. The teacher drives, the network learns to do the same (behaviour cloning).
 2. The network drives, so it gets to where its own mistakes lead; the teacher, beside it, says what
@@ -231,7 +230,7 @@ class PilotNet(nn.Module):
 
     def forward(self, pictures: palto.Tensor) -> palto.Tensor:
         """Pictures uint8 (N, 42, 48, 2) to controls float32 (N, 2)."""
-        return self.decide(palto.astype(pictures, palto.float32) / 255 - 0.5)
+        return self.decide(_scaled(pictures))
 
     def decide(self, pictures: palto.Tensor) -> palto.Tensor:
         """The same for pictures float32, from -0.5, black, to 0.5, white."""
@@ -249,12 +248,16 @@ class PilotNet(nn.Module):
             by both pictures, float32 (N, 42, 48). Simonyan, Vedaldi, Zisserman, "Deep Inside
             Convolutional Networks", 2013.
         """
-        seen = palto.astype(pictures, palto.float32) / 255 - 0.5
+        seen = _scaled(pictures)
         slopes = [
             palto.abs(palto.grad(lambda x, k=k: palto.sum(self.decide(x)[:, k]))(seen))
             for k in range(2)
         ]
         return self.decide(seen), palto.sum(slopes[0] + slopes[1], axis=3)
+
+
+def _scaled(pictures: palto.Tensor) -> palto.Tensor:
+    return palto.astype(pictures, palto.float32) / 255 - 0.5
 
 
 def pilot(model: PilotNet) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from palto.formats import safetensors
+from palto.formats.whole import write_whole
 from palto.nn.module import Module
 from palto.train.run import versions
 
@@ -37,9 +38,7 @@ def save_weights(
         **about,
         "sha256": _hash(weights),
     }
-    unfinished = record_file.with_name(record_file.name + ".part")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, record_file)
+    write_whole(record_file, (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +16,7 @@ from palto.extras import require
 from palto.formats.onnx.building import Builder
 from palto.formats.onnx.errors import UnsupportedError
 from palto.formats.onnx.lowering import lower
+from palto.formats.whole import write_whole
 from palto.nn.module import Module
 from palto.tensor import Cell, Tensor
 from palto.tensor import functions as F
@@ -61,20 +60,7 @@ def export(
         function, *examples, dynamic_shapes=dynamic_shapes, input_names=input_names,
         output_names=output_names, notes=notes,
     ).SerializeToString()  # fmt: skip
-    target = Path(path)
-    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(unfinished, 0o666 & ~mask)
-        os.replace(unfinished, target)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    write_whole(path, contents)
 
 
 def model_of(
