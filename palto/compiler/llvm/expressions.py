@@ -19,9 +19,6 @@ from palto.tensor.dtypes import DType
 from palto.tensor.graph import Operation
 from palto.tensor.tensor import Tensor
 
-#: From so many elements on, a buffer is not in a cache.
-_BEYOND_CACHES = 2**20
-
 
 class Expressions:
     """Writes the code of elements into a function.
@@ -53,7 +50,6 @@ class Expressions:
         self.known: dict[int, tuple[Index, Element]] = {}
         self.round = 0
         self.guard: Value | None = None
-        self.ahead = 0  # so many elements on, a long buffer is fetched that is read here
         self._stored = stored
         self._written = written
         self.buffers: dict[Buffer, str] = {}
@@ -291,8 +287,6 @@ class Expressions:
                 base = f.intrinsic("llvm.smin", base, f.constant(buffer.length, "i64"))
                 guard = None
             if guard is None:
-                if self.ahead and buffer.length > _BEYOND_CACHES:
-                    f.prefetch(pointer, f.binary("add", base, f.constant(self.ahead, "i64")), kind)
                 return f.load(pointer, base, kind, self.lanes, changes=changes)
             return f.masked_load(pointer, base, kind, f.broadcast(guard, self.lanes))
         result = Value("poison", kind, self.lanes)
@@ -324,6 +318,18 @@ class Expressions:
         f = self.function
         first = self.value(Index(place.constant, uniform))
         return f.binary("add", first, f.binary("mul", counter, f.constant(stride, "i64"))), stride
+
+    def prefetch(self, buffer: Buffer, place: Index, *, write: bool) -> None:
+        """Start to fetch an element, or a vector of neighbours; of other lanes nothing."""
+        base: Value | None = None
+        if not self.varies(place):
+            base = self.value(place)
+        else:
+            first, stride = self._strided(place)
+            base = first if stride == 1 else None
+        if base is not None:
+            kind = LLVM_TYPES[buffer.dtype]
+            self.function.prefetch(self.pointer(buffer), base, kind, write=write)
 
     def store(self, buffer: Buffer, indices: Sequence[Index], element: Element) -> None:
         """Write an element, or its lanes, to a buffer."""
