@@ -337,8 +337,8 @@ class GainNet(nn.Module):
 
 #: The last far frames, the filters, those before, the two parts of the network's memory; rows last.
 State = tuple[palto.Tensor, ...]
-#: Between two frames of a call: the last samples of both ends, (2, 768), what the last frames add to
-#: the next samples, (3, 256), and the filters' state.
+#: Between two frames of a call: the last samples of both ends, (2, 768), what the last frames add
+#: to the next samples, (3, 256), and the filters' state.
 Call = tuple[palto.Tensor, palto.Tensor, State]
 
 #: Filters beyond this energy have run away, and begin again.
@@ -386,9 +386,7 @@ class KalmanFilter(nn.Module):
         """A call before anything was heard."""
         return palto.zeros((2, LATENCY)), palto.zeros((LATENCY // HOP, HOP)), self.start(BINS)
 
-    def stream(
-        self, call: Call, far: palto.Tensor, mic: palto.Tensor
-    ) -> tuple[Call, palto.Tensor]:
+    def stream(self, call: Call, far: palto.Tensor, mic: palto.Tensor) -> tuple[Call, palto.Tensor]:
         """The next samples of a call, (frames, 256), to its state and `mic` without the echo.
 
         What is returned belongs to the samples of `LATENCY` samples ago.
@@ -487,10 +485,9 @@ class Canceller:
                 f"{far.shape} and {mic.shape}"
             )
         with palto.no_grad():
-            self._call, clean = self._stream(
-                self._call, far.reshape(-1, HOP), mic.reshape(-1, HOP)
-            )
-        return clean.numpy().reshape(-1)
+            self._call, clean = self._stream(self._call, far.reshape(-1, HOP), mic.reshape(-1, HOP))
+        now: np.ndarray = clean.numpy().reshape(-1)
+        return now
 
     def whole(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
         """A whole call: `mic` without the echo, as long and sample by sample at the same time.

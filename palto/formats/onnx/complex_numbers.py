@@ -14,7 +14,7 @@ import numpy as np
 
 from palto.formats.onnx.building import Builder
 from palto.tensor import dtypes
-from palto.tensor.graph import Operation
+from palto.tensor.graph import Operation, Spec
 from palto.tensor.primitives import TABLE
 from palto.tensor.tensor import Tensor
 
@@ -63,6 +63,7 @@ class Do:
     def __call__(self, name: str, *inputs: Tensor, **params: Any) -> Tensor:
         """The one result; parameters come by name."""
         spec = TABLE[name].infer(*inputs, **params)
+        assert isinstance(spec, Spec)
         result = self.build.keep(Tensor(spec.shape, spec.dtype))
         operation = Operation(TABLE[name], inputs, params)
         operation.set_outputs((result,))
