@@ -83,7 +83,7 @@ def _script(arguments: str, packages: str, imports: Sequence[str], body: str) ->
 # --- A run of `palto train` ----------------------------------------------------------------------
 
 _READ_PICTURE = """
-for name in sys.argv[1:]:
+for name in sys.argv[1:] or sys.exit(__doc__):
     height, width, channels = model["shape"]
     with Image.open(name) as file:
         picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
@@ -91,7 +91,7 @@ for name in sys.argv[1:]:
     inputs = np.asarray(picture, np.float32).reshape(1, height, width, channels) / 255
 """
 _READ_ARRAY = """
-for name in sys.argv[1:]:
+for name in sys.argv[1:] or sys.exit(__doc__):
     inputs = np.load(name).astype(np.float32).reshape(-1, *model["shape"])
 """
 _SAY_CLASSES = """\
@@ -108,6 +108,10 @@ _SAY_NUMBERS = """\
 """
 
 
+#: What a line of a run's history holds besides measures.
+_OF_TRAINING = {"epoch", "step", "seconds", "train_loss", "lr"}
+
+
 def of_run(folder: Path) -> Exported:
     """The best weights of a run."""
     run = Run.open(folder)
@@ -116,6 +120,7 @@ def of_run(folder: Path) -> Exported:
     assert best is not None  # load_best has found it
     saved = json.loads((run.folder / CONFIG_FILE).read_text(encoding="utf-8"))
     history = best.state["history"]
+    measures = {name: x for name, x in (history or [{}])[-1].items() if name not in _OF_TRAINING}
     table = {} if run.encoder is None else {"encoder": run.encoder.as_dict()}
     are_pictures = run.is_classification and len(run.shape) == 3
     arguments = "PICTURE ..." if are_pictures else "ARRAY.npy ..."
@@ -142,7 +147,7 @@ def of_run(folder: Path) -> Exported:
             "model": run.config.model,
             "shape": list(run.shape),
             "classes": list(run.classes),
-            "measures": history[-1] if history else {},
+            "measures": measures,
             "data": run.config.data,
             "licence": saved.get("licence"),
             "command": run.command,
@@ -162,6 +167,9 @@ def of_run(folder: Path) -> Exported:
 # --- The pilot of `palto train drive` ------------------------------------------------------------
 
 _STEER = """
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
+
 
 def camera(name):
     with Image.open(name) as file:
@@ -170,7 +178,7 @@ def camera(name):
     return grey.reshape(42, 2, 48, 2).mean((1, 3)).astype(np.uint8)
 
 
-pictures = np.stack([camera(name) for name in sys.argv[1:3]], axis=-1)
+pictures = np.stack([camera(name) for name in sys.argv[1:]], axis=-1)
 (controls,) = session.run(None, {"pictures": pictures[None]})
 print("steering {:+.3f}, pedal {:+.3f}".format(*controls[0]))
 """
@@ -212,6 +220,9 @@ def of_pilot(folder: Path) -> Exported:
 # --- The filter of `palto train echo` ------------------------------------------------------------
 
 _CANCEL = """
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
+
 
 def read(name):
     with wave.open(name) as file:
