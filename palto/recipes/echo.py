@@ -36,6 +36,8 @@ RATE = 16_000
 #: Samples in a frame and between two of them, frequencies, and frames that a filter looks back on.
 WINDOW, HOP = 1024, 256
 BINS, TAPS = WINDOW // 2 + 1, 4
+#: A frame is complete, and its first samples can be returned, so many samples after they came.
+LATENCY = WINDOW - HOP
 
 #: Languages, each another speaker, but for English and Spanish. Those of the test are heard nowhere
 #: else; of the others each tenth recording is for validation.
@@ -335,6 +337,9 @@ class GainNet(nn.Module):
 
 #: The last far frames, the filters, those before, the two parts of the network's memory; rows last.
 State = tuple[palto.Tensor, ...]
+#: Between two frames of a call: the last samples of both ends, (2, 768), what the last frames add
+#: to the next samples, (3, 256), and the filters' state.
+Call = tuple[palto.Tensor, palto.Tensor, State]
 
 #: Filters beyond this energy have run away, and begin again.
 ENERGY = 100.0
@@ -376,6 +381,33 @@ class KalmanFilter(nn.Module):
         energy = palto.sum(palto.square(moved), axis=(0, 1))
         moved = palto.where(energy < ENERGY, moved, 0.0)
         return (x[:, 1:], moved, filters, *memory), _times(x, moved)
+
+    def begin(self) -> Call:
+        """A call before anything was heard."""
+        return palto.zeros((2, LATENCY)), palto.zeros((LATENCY // HOP, HOP)), self.start(BINS)
+
+    def stream(self, call: Call, far: palto.Tensor, mic: palto.Tensor) -> tuple[Call, palto.Tensor]:
+        """The next samples of a call, (frames, 256), to its state and `mic` without the echo.
+
+        What is returned belongs to the samples of `LATENCY` samples ago.
+        """
+        last, tail, state = call
+        now = palto.reshape(palto.stack([far, mic]), (2, -1))
+        both = palto.concat([last, now], axis=1)
+        heard = spectra(both)
+        state, echo = palto.scan(
+            lambda state, frame: self(state, *frame), state, (heard[0], heard[1])
+        )
+        clean = heard[1] - echo
+        frames = palto.fft.irfft(palto.complex(clean[:, 0], clean[:, 1]), n=WINDOW)
+        # Four windows' squares overlap to 1.5.
+        frames = frames * (signal.hann_window(WINDOW) / 1.5)
+        count, blocks = far.shape[0], WINDOW // HOP
+        total = palto.pad(tail, [(0, count), (0, 0)])
+        for k in range(blocks):
+            part = frames[:, k * HOP : (k + 1) * HOP]
+            total = total + palto.pad(part, [(k, blocks - 1 - k), (0, 0)])
+        return (both[:, -LATENCY:], total[count:], state), total[:count]
 
 
 def _times(x: palto.Tensor, h: palto.Tensor) -> palto.Tensor:
@@ -421,31 +453,17 @@ class Canceller:
         model: the trained filter.
     """
 
-    LATENCY = WINDOW - HOP
+    LATENCY = LATENCY
 
     def __init__(self, model: KalmanFilter) -> None:
         self._model = model
         model.eval()
-        window = signal.hann_window(WINDOW)
-
-        @palto.compile
-        def advance(state: State, far: palto.Tensor, mic: palto.Tensor) -> tuple[State, Any]:
-            heard = spectra(mic)
-            state, echo = palto.scan(
-                lambda state, frame: model(state, *frame), state, (spectra(far), heard)
-            )
-            clean = heard - echo
-            frames = palto.fft.irfft(palto.complex(clean[:, 0], clean[:, 1]), n=WINDOW)
-            return state, frames * (window / 1.5)  # four windows' squares overlap to 1.5
-
-        self._advance = advance
+        self._stream = palto.compile(model.stream)
         self.reset()
 
     def reset(self) -> None:
         """Begin another call."""
-        self._state = self._model.start(BINS)
-        self._heard = np.zeros((2, self.LATENCY), np.float32)
-        self._tail = np.zeros(self.LATENCY, np.float32)
+        self._call = self._model.begin()
 
     def process(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
         """The next samples of a call.
@@ -466,16 +484,10 @@ class Canceller:
                 f"far and mic want the same number of samples, a multiple of {HOP}, got shapes "
                 f"{far.shape} and {mic.shape}"
             )
-        heard = np.concatenate([self._heard, [far, mic]], axis=1)
         with palto.no_grad():
-            self._state, frames = self._advance(self._state, heard[0], heard[1])
-        self._heard = heard[:, -self.LATENCY :]
-        total = np.zeros(len(far) + self.LATENCY, np.float32)
-        total[: self.LATENCY] = self._tail
-        for k, frame in enumerate(frames.numpy()):
-            total[k * HOP : k * HOP + WINDOW] += frame
-        self._tail = total[len(far) :]
-        return total[: len(far)]
+            self._call, clean = self._stream(self._call, far.reshape(-1, HOP), mic.reshape(-1, HOP))
+        now: np.ndarray = clean.numpy().reshape(-1)
+        return now
 
     def whole(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
         """A whole call: `mic` without the echo, as long and sample by sample at the same time.

@@ -14,6 +14,7 @@ from palto.compiler.sizes import LEAST
 from palto.compiler.trace import VALUE, Recording, record
 from palto.extras import require
 from palto.formats.onnx.building import Builder
+from palto.formats.onnx.complex_numbers import is_complex
 from palto.formats.onnx.errors import UnsupportedError
 from palto.formats.onnx.lowering import lower
 from palto.formats.whole import write_whole
@@ -85,6 +86,12 @@ def model_of(
     outputs = _output_names(recording) if output_names is None else list(output_names)
     cells = _cell_names(function, recording.reads)
     graph = simplify(recording.graph, inline=False)
+    if any(map(is_complex, (*graph.inputs, *graph.outputs))):
+        raise UnsupportedError(
+            "complex",
+            "inputs, outputs and parameters of an ONNX file are real; take and return real and "
+            "imaginary parts, by palto.complex, palto.real and palto.imag",
+        )
     given = graph.inputs[: len(graph.inputs) - len(cells)]
     results = graph.outputs[: len(recording.returned)]
     _require_names(inputs, outputs, cells, len(given), len(results))
