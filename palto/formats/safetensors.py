@@ -29,6 +29,7 @@ _DTYPES = {
     "F32": dtypes.float32,
     "F64": dtypes.float64,
     "C64": dtypes.complex64,
+    "F16": dtypes.float16,
     "BF16": dtypes.bfloat16,
 }
 
@@ -67,7 +68,7 @@ def load(path: str | os.PathLike[str], *, widen: bool = False) -> dict[str, Tens
 
     Args:
         path: the file.
-        widen: whether float16, which Palto has not, becomes float32, which holds the same numbers.
+        widen: whether float16 becomes float32, which holds the same numbers.
 
     Raises:
         FileNotFoundError: there is no such file.
