@@ -24,7 +24,8 @@ from palto.tensor import dtypes
 from palto.tensor.dtypes import Array
 
 #: The kinds of tensors that are read: plain numbers, and the quantisations in common use.
-PLAIN = ("F32", "F16", "BF16")
+_PLAIN_DTYPES = {"F32": dtypes.float32, "F16": dtypes.float16, "BF16": dtypes.bfloat16}
+PLAIN = tuple(_PLAIN_DTYPES)
 KINDS = (*PLAIN, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
 _MOST_ITEMS = 1 << 22  # names, numbers of tensors, texts in lists: what becomes a Python object
@@ -54,10 +55,14 @@ class Blocks:
     shape: tuple[int, ...]
     bytes: Array
 
+    def plain(self) -> Array:
+        """The file's own numbers, of a kind in `PLAIN`."""
+        return self.bytes.view(_PLAIN_DTYPES[self.kind])
+
     def array(self) -> Array:
         """Its numbers, float32 in its shape."""
-        if self.kind == "BF16":
-            return self.bytes.view(dtypes.bfloat16).astype(np.float32)
+        if self.kind in PLAIN:
+            return self.plain().astype(np.float32)
         constants = require("gguf.constants", "chat", "a GGUF file")
         quants = require("gguf.quants", "chat", "a GGUF file")
         kind = constants.GGMLQuantizationType[self.kind]
