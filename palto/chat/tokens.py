@@ -7,19 +7,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any
 
+from palto.chat.turns import Turn
 from palto.extras import require
 
 #: How many characters a conversation may take as the model reads it.
 MOST_CHARACTERS = 1 << 22
-
-
-class Turn(TypedDict):
-    """What one side says."""
-
-    role: str  # system, user, assistant
-    content: str
 
 
 class Tokenizer:
