@@ -1,4 +1,4 @@
-"""Chat models from files: llama.cpp's (GGUF) and Hugging Face's (config, safetensors, tokenizer)."""
+"""Chat models from files: llama.cpp's (GGUF), and Hugging Face's folders."""
 
 from __future__ import annotations
 
@@ -407,7 +407,9 @@ def _folder_plan(settings: Mapping[str, Any], where: Path) -> Plan:
     for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu"),
                          ("pretraining_tp", 1)):  # fmt: skip
         if settings.get(name, wanted) not in (wanted, None):
-            raise ValueError(f"{where}: {name} is {settings[name]!r}, only {wanted!r} is known here")
+            raise ValueError(
+                f"{where}: {name} is {settings[name]!r}, only {wanted!r} is known here"
+            )
     width, heads = numbers.whole("hidden_size"), numbers.whole("num_attention_heads")
     head = numbers.whole("head_dim", width // heads or 1)
     # One dict in newer files, two places in older ones.

@@ -253,7 +253,7 @@ class Talk:
             width = max(map(len, COMMANDS))
             for name, text in COMMANDS.items():
                 print(f"{name:{width}}  {text}")
-            print('"""' + " " * (width - 3) + '  begins and ends a message of several lines')
+            print('"""' + " " * (width - 3) + "  begins and ends a message of several lines")
         elif command == "/reset":
             self.turns = [turn for turn in self.turns[:1] if turn["role"] == "system"]
             print("a new conversation")
