@@ -59,6 +59,7 @@ from palto.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from palto.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from palto.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from palto.nn.summary import Summary
 

@@ -52,7 +52,7 @@ def assert_close(got, wanted, name="", rtol=2e-5):
     if wanted.dtype.kind in "biu" or wanted.size == 0:
         np.testing.assert_array_equal(got, wanted, err_msg=name)
         return
-    if wanted.dtype.name == "bfloat16":
+    if wanted.dtype in dtypes.STORAGE:
         got, wanted = got.astype(np.float32), wanted.astype(np.float32)
     rtol = rtol if wanted.dtype.itemsize < 8 or wanted.dtype.kind == "c" else rtol * 1e-7
     sizes = np.abs(wanted[np.isfinite(wanted)])
@@ -97,7 +97,7 @@ FLOATS = ("float32", "float64")
 INTEGERS = ("int8", "int32", "int64", "uint8", "uint32")
 REAL = (*INTEGERS, *FLOATS)
 NUMERIC = (*REAL, "complex64")
-ANY = (*NUMERIC, "bool", "bfloat16")
+ANY = (*NUMERIC, "bool", "float16", "bfloat16")
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, np.inf, -np.inf, np.nan, 1e-30, -1e30, 1e4]
 
 _random = np.random.default_rng(5)  # anew for every test
@@ -325,6 +325,8 @@ def casts():
                 yield [numbers(source, shape, low, high)], {"dtype": dtypes.as_dtype(target)}
     half = np.array([0.5, 1.00390625, 1.01171875, -1.00390625, np.inf, np.nan, 3e38], np.float32)
     yield [half], {"dtype": dtypes.bfloat16}
+    ties = [0.5, 1.00048828125, 1.00146484375, -1.00048828125, 6e-8, 65504, 65520, np.inf, np.nan]
+    yield [np.array(ties, np.float32)], {"dtype": dtypes.float16}
     yield [np.array([-1.7, 1.7, -0.5, 0.5, 2.5])], {"dtype": dtypes.int32}
 
 
@@ -679,6 +681,14 @@ LAYERS = {
     "Embedding": (lambda: nn.Embedding(7, 5), lambda: [index((3, 4), 7)]),
     "Flatten": (lambda: nn.Flatten(), lambda: plain(4, 3, 5)),
     "Linear": (lambda: nn.Linear(33, 17), lambda: plain(4, 33)),
+    "QuantizedLinear": (
+        lambda: nn.QuantizedLinear.from_blocks("Q4_0", np.full((17, 36), 44, np.uint8), 64),
+        lambda: plain(4, 64),
+    ),
+    "QuantizedEmbedding": (
+        lambda: nn.QuantizedEmbedding.from_blocks("Q4_0", np.full((7, 18), 44, np.uint8), 32),
+        lambda: [index((3, 4), 7)],
+    ),
     "BCELoss": (lambda: nn.BCELoss(), lambda: chances(4, 33)),
     "BCEWithLogitsLoss": (
         lambda: nn.BCEWithLogitsLoss(),
@@ -723,7 +733,7 @@ MODELS = {
 
 
 def test_every_layer_and_model_is_here():
-    not_layers = {"Module", "Sequential"}
+    not_layers = {"Module", "Sequential", "QuantizedWeight"}
     layers = {
         name
         for name, value in vars(nn).items()

@@ -242,7 +242,7 @@ class Expressions:
         if dtype in dtypes.COMPLEX:
             number = complex(number)
             return f.constant(number.real, kind), f.constant(number.imag, kind)
-        if dtype == dtypes.bfloat16:
+        if dtype in dtypes.STORAGE:
             return f.constant(int(dtype.type(number).view("uint16")), kind)
         return f.constant(number, kind)
 

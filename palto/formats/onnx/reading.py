@@ -334,7 +334,7 @@ class Reader:
         wanted = 2 * size if dtype == dtypes.complex64 else size
         if len(numbers) != wanted:
             raise OnnxError(f"{name} should have {wanted} numbers and has {len(numbers)}")
-        if dtype == dtypes.bfloat16:
+        if dtype in dtypes.STORAGE:
             return np.array(numbers, np.uint16).view(dtype)
         if dtype == dtypes.complex64:
             return np.array(numbers, np.float32).view(dtype)
