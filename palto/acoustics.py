@@ -19,7 +19,9 @@ from palto.formats import safetensors
 #: Samples a second.
 RATE = 16_000
 
-KINDS = ("single talk", "double talk", "path change")
+#: Who talks, and what happens: the far end alone; both; both, and the loudspeaker is suddenly
+#: elsewhere; both, and it is moved one to three times, back and forth.
+KINDS = ("single talk", "double talk", "path change", "restless")
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ def make_scenes(
     """Scenes of some kinds, each in a room of its own.
 
     Args:
-        kinds: of each scene; in a "path change" the loudspeaker is suddenly elsewhere, and both
-            talk.
+        kinds: of each scene, one of `KINDS`.
         seconds: how long each is.
         far: recordings of whoever is far away, int16.
         near: recordings of whoever is in the room.
@@ -94,9 +95,15 @@ def _scene(
     played = _loudspeaker(far_end, generator)
     here, elsewhere, mouth = _responses(generator)
     echo = _convolve(played, here)
+    moves = []
     if kind == "path change":
-        change = int(length * generator.uniform(0.35, 0.65))
-        echo[change:] = _convolve(played, elsewhere)[change:]
+        moves = [generator.uniform(0.35, 0.65)]
+    if kind == "restless":
+        moves = sorted(generator.uniform(0.05, 0.95, generator.integers(1, 4)))
+    places = echo.copy(), _convolve(played, elsewhere)
+    for number, part in enumerate(moves, 1):
+        moment = int(length * part)
+        echo[moment:] = places[number % 2][moment:]
     echo *= 10 ** (generator.uniform(-32, -20) / 20) / level(echo)
 
     near_end = np.zeros(length)

@@ -32,7 +32,7 @@ def test_scenes_are_made_from_a_seed_and_kept(voices, tmp_path):
     scenes.save(tmp_path / "scenes.safetensors")
     loaded = acoustics.Scenes.load([tmp_path / "scenes.safetensors"] * 2)
     for name, signals in vars(scenes).items():
-        assert signals.shape == (3, 4 * acoustics.RATE)
+        assert signals.shape == (4, 4 * acoustics.RATE)
         assert signals.dtype == np.int16
         np.testing.assert_array_equal(signals, vars(again)[name])
         np.testing.assert_array_equal(np.concatenate([signals] * 2), vars(loaded)[name])
@@ -57,3 +57,28 @@ def test_in_a_path_change_another_response_comes(voices, monkeypatch):
     assert fits["double talk"][0] > 8
     assert abs(fits["double talk"][1] - fits["double talk"][0]) < 4
     assert fits["path change"][0] - fits["path change"][1] > 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "from_", "to"),
+    [
+        ("single talk", {0}, 0, 1),
+        ("double talk", {0}, 0, 1),
+        ("path change", {1}, 0.35, 0.65),
+        ("restless", {1, 2, 3}, 0.05, 0.95),
+    ],
+)
+def test_when_the_loudspeaker_moves(voices, monkeypatch, kind, counts, from_, to):
+    """It stands where its sound comes as it is, or where it comes upside down."""
+    monkeypatch.setattr(acoustics, "_loudspeaker", lambda x, generator: x)
+    monkeypatch.setattr(
+        acoustics, "_responses", lambda generator: [np.array([x]) for x in (1.0, -1.0, 1.0)]
+    )
+    scenes = acoustics.make_scenes([kind] * 12, 4, voices, voices, np.random.default_rng(2))
+    found = set()
+    for far, heard in zip(scenes.far.astype(float), scenes.echo.astype(float), strict=True):
+        loud = np.flatnonzero((np.abs(far) > 500) & (np.abs(heard) > 20))
+        moved = loud[1:][np.diff(np.sign(far[loud] * heard[loud])) != 0]
+        assert np.all((moved >= from_ * len(far)) & (moved <= to * len(far) + 10_000))
+        found.add(len(moved))
+    assert found == counts
