@@ -20,6 +20,7 @@ from palto.data.sources import (
     csv_table,
     elpv,
     fashion_mnist,
+    fetch_source,
     image_archive,
     image_folder,
     numpy_archive,
@@ -32,6 +33,6 @@ from palto.data.sources import (
 __all__ = [
     "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "ImageFiles",
     "Source", "Subset", "TableDataset", "TableEncoder", "TensorDataset", "augment", "available",
-    "csv_table", "elpv", "fashion_mnist", "image_archive", "image_folder", "numpy_archive",
-    "open_source", "penguins", "random_split", "read_image", "speech",
+    "csv_table", "elpv", "fashion_mnist", "fetch_source", "image_archive", "image_folder",
+    "numpy_archive", "open_source", "penguins", "random_split", "read_image", "speech",
 ]  # fmt: skip
