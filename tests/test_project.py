@@ -24,8 +24,10 @@ SOURCES = sorted(ROOT.glob("palto/**/*.py"))
 # --- Who may import whom -------------------------------------------------------------------------
 
 #: Rooms that stand beside the engine, each for one use of it.
-BUILT_UPON_IT = {"theory", "draw", "label", "serve", "web", "classical", "adaptive", "comparison"}
-FOR_RECIPES = {"theory", "draw", "classical", "adaptive", "comparison"}
+BUILT_UPON_IT = {
+    "theory", "draw", "label", "serve", "chat", "web", "classical", "adaptive", "comparison",
+}  # fmt: skip
+FOR_RECIPES = {"theory", "draw", "chat", "classical", "adaptive", "comparison"}
 #: A room is a folder or a file right under palto/. What each may import besides itself.
 MAY_IMPORT = {
     "extras": set(),
@@ -46,6 +48,7 @@ MAY_IMPORT = {
     "comparison": {"train"},
     "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train"},
     "serve": {"palto", "nn", "optim", "data", "train", "formats", "web"},
+    "chat": {"palto", "nn", "data", "formats", "web"},
     "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes", *BUILT_UPON_IT},
     "palto": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats"},
 }

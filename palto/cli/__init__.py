@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from palto.cli.chat import Chat
 from palto.cli.compare import Compare
 from palto.cli.drive import Drive
 from palto.cli.echo import Echo
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Any] = {
     "label": Label,
     "drive": Drive,
     "echo": Echo,
+    "chat": Chat,
 }
 
 #: `palto train NAME` trains these applications, each by the class `Command` of cli/train_NAME.py,
