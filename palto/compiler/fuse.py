@@ -5,7 +5,7 @@ graph's order, each into the first nest that can take it: a nest over the same p
 everything that it reads, where it reads what the nest itself computes at the very place being
 computed. So an optimiser's update is one loop, a softmax is one nest of three passes over a row
 that stays in the cache, and a bias and an activation are added to a product while it is in
-registers.
+registers. A sum that a larger one is made of is a loop inside it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _LARGEST_EXPRESSION = 48
 #: The most tensors that one nest computes, and reads besides.
 _MOST_MEMBERS, _MOST_READS = 16, 40
 _INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
+#: Results of a sum that are enough to share out, even if each has much to do.
+_WIDE = 128
 _LIBRARY = ("sort", "fft")
 _CHEAP = (
     "add", "subtract", "multiply", "negative", "abs", "maximum", "minimum", "where", "cast",
@@ -139,7 +141,12 @@ class Fuser:
                 readers.setdefault(id(x), []).append(operation)
         for operation in self.graph.operations:
             name, outputs = operation.primitive.name, operation.outputs
-            is_inline = name in elementwise.TABLE or name in _INLINE or is_disjoint(operation)
+            is_inline = (
+                name in elementwise.TABLE
+                or name in _INLINE
+                or is_disjoint(operation)
+                or (name == "sum" and self._is_inner(operation, readers))
+            )
             if not is_inline or len(outputs) > 1:
                 self._roots |= {id(x) for x in outputs}
             if name in ("matmul", "conv"):
@@ -163,6 +170,28 @@ class Fuser:
             if (shared and not again) or total > _LARGEST_EXPRESSION:
                 self._roots.add(id(first))
             weight[id(first)] = total
+
+    def _is_inner(self, operation: Operation, readers: dict[int, list[Operation]]) -> bool:
+        """Whether a sum is but a term of another sum, as in a row of blocks with a scale each.
+
+        In both, neighbouring results fill vectors: neither is along the last axis.
+        """
+        if operation.inputs[0].size == 0 or self._reduces_rows(operation):
+            return False
+        is_changed = False
+        while True:
+            outputs = operation.outputs
+            following = readers.get(id(outputs[0]), [])
+            if len(outputs) > 1 or len(following) != 1 or id(outputs[0]) in self._roots:
+                return False
+            (operation,) = following
+            name = operation.primitive.name
+            if name == "sum":  # of a mere view, it is the second stage of one sum
+                is_wide = int(operation.output().size) >= _WIDE
+                return is_changed and is_wide and not self._reduces_rows(operation)
+            is_changed |= name in elementwise.TABLE
+            if name not in elementwise.TABLE and (name not in views.PLAIN or name == "expand"):
+                return False
 
     def _is_cheap(self, tensor: Tensor) -> bool:
         """Whether it is better computed again than kept: a few operations on one or two tensors.

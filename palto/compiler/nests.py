@@ -237,6 +237,9 @@ class Walk:
                 self.follow(read)
         elif name == "iota":
             self.numbers.append(at[operation.params["axis"]])
+        elif name == "sum":
+            over = [ix.of(v) for v in inner_variables(operation)]
+            self.follow(*terms(operation, at, over))
         else:
             for source in operation.inputs:
                 self.visit(source, at)
@@ -308,6 +311,11 @@ def reduced_shape(operation: Operation) -> Shape:
     if name == "window_put":
         return tuple(-(-k // s) for k, s in zip(params["window"], params["stride"], strict=True))
     return tuple(params["window"])
+
+
+def inner_variables(operation: Operation) -> tuple[Variable, ...]:
+    """What a sum runs over that is a loop inside an expression."""
+    return variables(f"s{operation.sequence}_", reduced_shape(operation))
 
 
 def terms(operation: Operation, out: Sequence[Index], over: Sequence[Index]) -> list[Read]:
