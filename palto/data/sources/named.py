@@ -12,6 +12,8 @@ from palto.data.dataset import Dataset, ImageDataset, random_split
 from palto.data.fetch import Files
 from palto.data.sources.arrays import numpy_archive
 from palto.data.sources.checks import too_few
+from palto.data.sources.dialogues import FILES as CHITCHAT
+from palto.data.sources.dialogues import Dialogues, chitchat
 from palto.data.sources.elpv import FILES as ELPV
 from palto.data.sources.elpv import elpv
 from palto.data.sources.fashion_mnist import FILES as FASHION_MNIST
@@ -100,6 +102,15 @@ SOURCES = {
             ),
             table=PENGUINS,
         ),
+        Source(
+            name="chitchat",
+            what="4,018 conversations of two people in English",
+            size="8 MB",
+            licence="MIT",
+            origin="BYU's PCC Lab; the Python package chitchat-dataset",
+            files=CHITCHAT,
+            open=lambda *_: _conversations(chitchat()),
+        ),
     )
 }
 
@@ -187,6 +198,11 @@ def open_source(
         train, test = numpy_archive(path)
         return _divided(train, validation, seed) if test is None and validation else (train, test)
     raise ValueError(f"{text} is of no kind that Palto knows: it opens {KINDS}")
+
+
+def _conversations(dialogues: Dialogues) -> Pair:
+    learn, _, test = dialogues.split()
+    return learn, test
 
 
 def _divided(dataset: ImageDataset, share: float, seed: int) -> Pair:
