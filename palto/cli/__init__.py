@@ -42,7 +42,7 @@ _COMMANDS: dict[str, Any] = {
 
 #: `palto train NAME` trains these applications, each by the class `Command` of cli/train_NAME.py,
 #: which is imported only then, for it may need its extra's libraries: the extra, and one of them.
-_APPLICATIONS = {"drive": "gymnasium", "echo": "av"}
+_APPLICATIONS = {"drive": "gymnasium", "echo": "av", "chat": "tokenizers"}
 
 #: Errors whose message says all: where in Palto they were noticed helps nobody here.
 _EXPLAINED = (
