@@ -5,6 +5,12 @@ a small Llama; what it knows of the world is what people have told each other th
 
     palto train chat
     palto chat --model runs/chat
+
+Or a larger one, which has read much of the web, learns the tone of some conversations; of it only
+small layers beside its own are trained (LoRA).
+
+    palto tune chat
+    palto chat --adapter runs/tuned
 """
 
 from __future__ import annotations
@@ -29,7 +35,8 @@ import numpy as np
 
 import palto
 from palto import nn, optim
-from palto.data import Dialogues
+from palto.chat.models import ChatModel
+from palto.data import Dialogues, Turn
 from palto.extras import require
 from palto.formats.whole import write_whole
 from palto.train import RoundTraining, Watch, load_weights, save_weights
@@ -252,74 +259,58 @@ class LanguageModel(nn.Module):
         return logits
 
 
-#: Steps in which the learning rate rises, and of these those whose time says how many there will be.
-WARMUP, TIMED = 100, slice(10, 50)
 #: Inside Adam's root. Of millions of gradients whose norm is about 1, most are far below 1e-4, which
 #: the root of the usual 1e-8 is.
 EPS = 1e-15
-#: So many validations there are.
-ROUNDS = 30
-#: How many of the conversations for validation are read for them.
-VALIDATION = 25
+#: So many validations there are at most, and so many steps lie between them at least.
+ROUNDS, ROUND_STEPS = 30, 200
+#: How many of the conversations for validation they read.
+HELD = 25
 
 
-class Training(RoundTraining[Plan, Round]):
-    """A run of the training in a folder.
+class Learning(RoundTraining[Any, Round]):
+    """Steps until a number of them, or some minutes, are done; what learns is a subclass's affair.
 
     Args:
-        folder: where it lies, or will lie.
-        plan: how to train.
-        dialogues: what to learn from, and to measure on.
+        folder: where the run lies, or will lie.
+        plan: how to train: a `Plan` or a `Tune`.
+        model: what is kept.
+        optimizer: by what it learns.
+        text: the hash of what is learned from.
 
     Raises:
-        ValueError: too little to learn from, other conversations than those that the run in the
-            folder began with; or see `palto.train.RoundTraining`.
+        ValueError: the run in the folder has begun with other conversations; or see
+            `palto.train.RoundTraining`.
         OSError: the folder cannot be written to.
     """
 
+    #: Steps in which the learning rate rises, and those whose time says how many there will be.
+    WARMUP, TIMED = 100, slice(10, 50)
+    batches: Batches
+
     def __init__(
-        self, folder: str | os.PathLike[str], plan: Plan, dialogues: Dialogues
+        self,
+        folder: str | os.PathLike[str],
+        plan: Plan | Tune,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        text: str,
     ) -> None:
-        self.learn, self.validation, self.test = dialogues.split(plan.share)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.tokenizer = _tokenizer_in(Path(folder), self.learn, plan.vocabulary)
-        tokens = encoded(self.tokenizer, self.learn)
-        self.batches = Batches(tokens, plan.context, plan.batch_size, plan.seed)
-        palto.manual_seed(plan.seed)
-        self.model = LanguageModel(plan, self.tokenizer.get_vocab_size())
-        parameters = list(self.model.parameters())
-        self.optimizer = optim.AdamW(
-            [
-                {"params": [x for x in parameters if x.ndim > 1]},
-                {"params": [x for x in parameters if x.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=plan.lr,
-            eps=EPS,
-            weight_decay=plan.weight_decay,
-            variant="lecture",
-        )
-        super().__init__(folder, plan, self.model, self.optimizer, Round)
-        self._text = sha256(np.concatenate(tokens).tobytes()).hexdigest()
-        if self.rounds and self.rounds[-1].text != self._text:
+        super().__init__(folder, plan, model, optimizer, Round)
+        self.optimizer, self._text = optimizer, text
+        if self.rounds and self.rounds[-1].text != text:
             raise ValueError(
                 f"{folder} holds a run that has learned from other conversations; give another "
                 "folder with --out"
             )
-        self.judge = Judge(self.model, self.tokenizer, plan.context)
-        self._step = self._compiled_step()
 
-    def _compiled_step(self) -> Callable[..., palto.Tensor]:
-        model, optimizer = self.model, self.optimizer
+    def step(self, tokens: np.ndarray, following: np.ndarray) -> palto.Tensor:
+        """Learn from a batch; its loss, in nats per token."""
+        raise NotImplementedError
 
-        @palto.compile
-        def step(tokens: palto.Tensor, following: palto.Tensor) -> palto.Tensor:
-            loss = nn.functional.cross_entropy(model(tokens), following)
-            loss.backward()
-            optim.clip_grad_norm_(model, 1.0)
-            optimizer.step()
-            return loss
-
-        return step
+    def validate(self) -> float:
+        """Bits per byte of the conversations for validation."""
+        raise NotImplementedError
 
     def run(self, watch: Watch) -> None:
         """Train until all steps are done.
@@ -332,31 +323,31 @@ class Training(RoundTraining[Plan, Round]):
         if self.rounds:
             last = self.rounds[-1]
             done, total, before = last.steps, last.of, last.seconds
-        validated = [x.bits for x in self.rounds if x.bits is not None]
-        best = min(validated, default=math.inf)
-        held = Dialogues(self.validation[k] for k in range(min(VALIDATION, len(self.validation))))
-        began, losses, times = time.perf_counter() - before, [], []
+        best = min((x.bits for x in self.rounds if x.bits is not None), default=math.inf)
+        began = time.perf_counter() - before
+        losses: list[float] = []
+        times: list[float] = []
         with asked_to_stop() as stopped:
             while not total or done < total:
                 for group in self.optimizer.groups:
                     group.lr = self._rate(done, total)
                 begun = time.perf_counter()
-                losses.append(float(self._step(*self.batches.batch(done))) / math.log(2))
+                losses.append(float(self.step(*self.batches.batch(done))) / math.log(2))
                 times.append(time.perf_counter() - begun)
                 done += 1
-                if not total and len(times) == TIMED.stop:
-                    total = max(round(60 * plan.minutes / float(np.mean(times[TIMED]))), WARMUP)
-                if total and not stopped() and done < total and done % max(total // ROUNDS, 1):
-                    if done % 10 == 0:
-                        speed = plan.batch_size * plan.context / float(np.mean(times[-30:]))
-                        remark = f"loss {np.mean(losses[-30:]):.2f}, {speed:,.0f} tokens/s"
-                        watch("learning", done / total, remark)
+                if not total and stopped():
+                    raise KeyboardInterrupt  # some seconds' work, and nobody knows how much it is of
+                if not total and len(times) == self.TIMED.stop:
+                    seconds = float(np.mean(times[self.TIMED]))
+                    total = max(round(60 * plan.minutes / seconds), self.WARMUP)
+                speed = plan.batch_size * plan.context / float(np.mean(times[-30:]))
+                remark = f"loss {np.mean(losses[-30:]):.2f}, {speed:,.0f} tokens/s"
+                watch("learning", done / total if total else 0.0, remark)
+                if not total or not (
+                    stopped() or done == total or done % max(total // ROUNDS, ROUND_STEPS) == 0
+                ):
                     continue
-                if not total:
-                    if stopped():  # nothing is lost but seconds
-                        raise KeyboardInterrupt
-                    continue
-                bits = None if stopped() else round(self.judge.bits_per_byte(held), 4)
+                bits = None if stopped() else round(self.validate(), 4)
                 one = Round(done, total, round(float(np.mean(losses)), 4), bits,
                             round(time.perf_counter() - began, 1), self._text)  # fmt: skip
                 self.keep(one, is_best=bits is not None and bits < best)
@@ -368,8 +359,81 @@ class Training(RoundTraining[Plan, Round]):
     def _rate(self, step: int, total: int) -> float:
         """The learning rate of a step; while nobody knows how many there are, it warms up."""
         total = total or 1 << 30
-        warmup = min(WARMUP, total // 2)
+        warmup = min(self.WARMUP, total // 2)
         return float(optim.schedules.cosine(self.plan.lr, total + 1, warmup=warmup)(step))
+
+
+class Training(Learning):
+    """A run of the training in a folder.
+
+    Args:
+        folder: where it lies, or will lie.
+        plan: how to train.
+        dialogues: what to learn from, and to measure on.
+
+    Raises:
+        ValueError: too little to learn from; or see `Learning`.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], plan: Plan, dialogues: Dialogues) -> None:
+        self.learn, self.validation, self.test = dialogues.split(plan.share)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.tokenizer = _tokenizer_in(Path(folder), self.learn, plan.vocabulary)
+        tokens = encoded(self.tokenizer, self.learn)
+        self.batches = Batches(tokens, plan.context, plan.batch_size, plan.seed)
+        palto.manual_seed(plan.seed)
+        self.model = LanguageModel(plan, self.tokenizer.get_vocab_size())
+        parameters = list(self.model.parameters())
+        optimizer = optim.AdamW(
+            [
+                {"params": [x for x in parameters if x.ndim > 1]},
+                {"params": [x for x in parameters if x.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=plan.lr, eps=EPS, weight_decay=plan.weight_decay, variant="lecture",
+        )  # fmt: skip
+        super().__init__(folder, plan, self.model, optimizer, _hash(tokens))
+        self.judge = Judge(self.model, plan.context)
+        self._step = compiled_step(self.model, self.model, optimizer)
+        self._held = Dialogues(self.validation[k] for k in range(min(HELD, len(self.validation))))
+
+    def step(self, tokens: np.ndarray, following: np.ndarray) -> palto.Tensor:
+        """Learn from a batch; its loss, in nats per token."""
+        return self._step(tokens, following)
+
+    def validate(self) -> float:
+        """Bits per byte of some of the conversations for validation."""
+        return self.bits_per_byte(self._held)
+
+    def bits_per_byte(self, dialogues: Dialogues) -> float:
+        """Bits that the network needs for each byte of `as_bytes`."""
+        return self.judge.total(encoded(self.tokenizer, dialogues)) / len(as_bytes(dialogues))
+
+
+def compiled_step(
+    model: nn.Module, learns: nn.Module, optimizer: optim.Optimizer
+) -> Callable[..., palto.Tensor]:
+    """A whole step as one program: forward, backward, clipping, the optimiser.
+
+    Args:
+        model: from tokens to logits.
+        learns: what of it learns.
+        optimizer: by what.
+    """
+
+    @palto.compile
+    def step(tokens: palto.Tensor, following: palto.Tensor) -> palto.Tensor:
+        loss = nn.functional.cross_entropy(model(tokens), following)
+        loss.backward()
+        optim.clip_grad_norm_(learns, 1.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def _hash(tokens: Sequence[np.ndarray]) -> str:
+    return sha256(np.concatenate(tokens).tobytes()).hexdigest()
 
 
 def _tokenizer_in(folder: Path, learn: Dialogues, vocabulary: int) -> Any:
@@ -428,15 +492,12 @@ class Judge:
 
     Args:
         model: the network, from tokens (batch, time) to logits.
-        tokenizer: makes its tokens.
-        context: how many tokens it can look back on.
+        context: how many tokens it may look back on.
+        rows: how many texts are read together.
     """
 
-    #: Rows that are computed together.
-    ROWS = 8
-
-    def __init__(self, model: nn.Module, tokenizer: Any, context: int) -> None:
-        self.tokenizer, self._context = tokenizer, context
+    def __init__(self, model: nn.Module, context: int, rows: int = 8) -> None:
+        self.context, self._rows = context, rows
 
         @palto.compile
         def losses(tokens: palto.Tensor, following: palto.Tensor) -> palto.Tensor:
@@ -445,56 +506,56 @@ class Judge:
 
         self._losses = losses
 
-    def bits(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """For each token of each row but the first, how many bits it is unexpected by.
+    def bits(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """For each token of each text but the first, by how many bits it is unexpected.
 
         Args:
-            rows: each of 2 to context + 1 tokens.
+            texts: each of 2 to context + 1 tokens.
         """
-        found: list[np.ndarray] = [np.zeros(0)] * len(rows)
+        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
         # Those of about one length go together, for shorter ones are filled up.
-        order = sorted(range(len(rows)), key=lambda k: len(rows[k]))
-        for first in range(0, len(order), self.ROWS):
-            some = order[first : first + self.ROWS]
-            longest = len(rows[some[-1]]) - 1
-            width = self._context // 4 if longest <= self._context // 4 else self._context
-            batch = np.zeros((self.ROWS, width + 1), np.int64)
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+        for first in range(0, len(order), self._rows):
+            some = order[first : first + self._rows]
+            longest = len(texts[some[-1]]) - 1
+            width = self.context // 4 if longest <= self.context // 4 else self.context
+            batch = np.zeros((self._rows, width + 1), np.int64)
             for place, k in enumerate(some):
-                batch[place, : len(rows[k])] = rows[k]
+                batch[place, : len(texts[k])] = texts[k]
             result = self._losses(batch[:, :-1], batch[:, 1:]).numpy() / math.log(2)
             for place, k in enumerate(some):
-                found[k] = result[place, : len(rows[k]) - 1]
+                found[k] = result[place, : len(texts[k]) - 1]
         return found
 
-    def bits_per_byte(self, dialogues: Dialogues) -> float:
-        """How many bits the network needs for each byte of `as_bytes`.
+    def total(self, tokens: Sequence[np.ndarray]) -> float:
+        """How many bits the network needs for conversations.
 
-        It reads all conversations one after the other; each token is foreseen from at least half
-        a context before it.
+        It reads one after the other; each token is foreseen from at least half a context before it.
         """
-        tokens = np.concatenate(encoded(self.tokenizer, dialogues))
-        half = self._context // 2
-        starts = range(0, max(len(tokens) - 1 - half, 1), half)
-        found = self.bits([tokens[k : k + 2 * half + 1] for k in starts])
-        total = sum(float(x[half if k else 0 :].sum()) for k, x in enumerate(found))
-        return total / len(as_bytes(dialogues))
+        whole, half = np.concatenate(tokens), self.context // 2
+        starts = range(0, max(len(whole) - 1 - half, 1), half)
+        found = self.bits([whole[k : k + 2 * half + 1] for k in starts])
+        return sum(float(x[half if k else 0 :].sum()) for k, x in enumerate(found))
 
-    def likelihoods(self, questions: Sequence[Question]) -> np.ndarray:
-        """(questions, replies, 3): bits of a reply after its context, of it first, and tokens."""
-        start, end = (self.tokenizer.token_to_id(x) for x in (START, END))
+    def likelihoods(self, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
+        """(questions, replies, 3): bits of a reply after its context, of it alone, its tokens.
+
+        Args:
+            tokenizer: that of `new_tokenizer`.
+            questions: what to reply to, and the replies.
+        """
+        start, end = (tokenizer.token_to_id(x) for x in (START, END))
         after, alone = [], []
         for question in questions:
-            said = _encoded(self.tokenizer, [*question.said, *question.replies])
+            texts = _encoded(tokenizer, [*question.said, *question.replies])
             count = len(question.said)
-            before = [start, *(x for turn in said[:count] for x in (*turn, end))]
-            for reply in said[count:]:
-                reply = [*reply[: self._context // 2], end]
-                after.append(np.array((before + reply)[-self._context - 1 :]))
+            before = [start, *(x for turn in texts[:count] for x in (*turn, end))]
+            for text in texts[count:]:
+                reply = [*text[: self.context // 2], end]
+                after.append(np.array((before + reply)[-self.context - 1 :]))
                 alone.append(np.array([start, *reply]))
-        bits, first = self.bits(after), self.bits(alone)
-        found = [
-            (x[-len(y) :].sum(), y.sum(), len(y)) for x, y in zip(bits, first, strict=True)
-        ]
+        both = zip(self.bits(after), self.bits(alone), strict=True)
+        found = [(x[-len(y) :].sum(), y.sum(), len(y)) for x, y in both]
         return np.array(found).reshape(len(questions), -1, 3)
 
 
@@ -612,7 +673,7 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
             "conversations": [len(x) for x in (learn, training.validation, training.test)],
             "bytes": [len(as_bytes(x)) for x in (learn, training.validation, training.test)],
         },
-        "bits per byte": {"network": round(judge.bits_per_byte(training.test), 4)},
+        "bits per byte": {"network": round(training.bits_per_byte(training.test), 4)},
     }
     watch("test", 0.4, "xz")
     tests["bits per byte"]["xz"] = round(bits_of_xz(learn, training.test), 4)
@@ -621,13 +682,13 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
     watch("test", 0.5, "finding replies")
     chosen = questions(training.validation, max(plan.questions // 4, 1), plan.seed)
     asked = questions(training.test, plan.questions, plan.seed)
-    found = judge.likelihoods(chosen)
+    found = judge.likelihoods(training.tokenizer, chosen)
     grid = [(weight / 4, power / 2) for weight in range(5) for power in range(3)]
     best = max(grid, key=lambda x: share_right(by_likelihood(found, *x)))
     last = max((1, 2, 4, 1000), key=lambda k: share_right(by_words(learn, chosen, k)))
     watch("test", 0.6, "finding replies")
     tests["reply ranking"] = {
-        "network": round(share_right(by_likelihood(judge.likelihoods(asked), *best)), 4),
+        "network": round(share_right(by_likelihood(judge.likelihoods(training.tokenizer, asked), *best)), 4),
         "TF-IDF": round(share_right(by_words(learn, asked, last)), 4),
         "questions": len(asked),
         "weight of the likelihood by itself": best[0],
@@ -719,3 +780,159 @@ def load_model(
     plan = Plan(**json.loads(record_file.read_text(encoding="utf-8"))["plan"])
     model = LanguageModel(plan, tokenizer.get_vocab_size())
     return model, tokenizer, load_weights(folder, NAME, model, made_by="palto train chat")
+
+
+# --- A larger network learns the tone ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tune:
+    """How a network that can talk already learns from conversations."""
+
+    minutes: float = 10.0
+    """How long to learn; how many steps that makes is measured in the first ones."""
+    steps: int = 0
+    """Steps of the optimiser; 0: as many as the minutes allow."""
+    rank: int = 8
+    """The width of the small layers that learn."""
+    alpha: float = 16.0
+    """How much their corrections count, in units of their rank."""
+    context: int = 256
+    """Tokens in a row."""
+    batch_size: int = 2
+    """Rows in a step."""
+    lr: float = 1e-3
+    """The learning rate that warming up leads to; it then falls to zero."""
+    share: float = 0.05
+    """The share of the conversations for validation, and for the test."""
+    measured: int = 20
+    """How many conversations of the test are read before and after."""
+    seed: int = 0
+    """Of everything that is random."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: a number out of range.
+        """
+        for name in ("rank", "batch_size", "measured"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps < 0:
+            raise ValueError(f"steps must be at least 0, got {self.steps}")
+        for name in ("lr", "minutes", "alpha"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not 0 < self.share < 0.5:
+            raise ValueError(f"share must be between 0 and 0.5, got {self.share}")
+        if self.context < 16 or self.context % 8:
+            raise ValueError(f"context must be 16 or more, in whole 8s, got {self.context}")
+
+
+class Tuning(Learning):
+    """A run of `palto tune chat` in a folder.
+
+    Args:
+        folder: where it lies, or will lie.
+        plan: how to train.
+        dialogues: what to learn from, and to measure on.
+        chat: the network, as `palto.chat.models.load` gives it; small layers are put into it.
+
+    Raises:
+        ValueError: too little to learn from, rows longer than the network overlooks; or see
+            `Learning`.
+        OSError: the folder cannot be written to.
+    """
+
+    WARMUP, TIMED = 20, slice(3, 13)
+
+    def __init__(
+        self, folder: str | os.PathLike[str], plan: Tune, dialogues: Dialogues, chat: ChatModel
+    ) -> None:
+        if plan.context > chat.context:
+            raise ValueError(
+                f"context must be at most {chat.context}, which {chat.name} overlooks, got "
+                f"{plan.context}"
+            )
+        learn, validation, test = dialogues.split(plan.share)
+        self._chat = chat
+        self.test, self._held = (
+            Dialogues(x[k] for k in range(min(plan.measured, len(x)))) for x in (test, validation)
+        )
+        tokens = self._encoded(learn)
+        self.batches = Batches(tokens, plan.context, plan.batch_size, plan.seed)
+        palto.manual_seed(plan.seed)
+        self.model = nn.lora.adapt(chat.model, plan.rank, plan.alpha)
+        self.adapter = nn.lora.Adapter(self.model)
+        optimizer = optim.Adam(self.adapter, lr=plan.lr, eps=EPS)
+        super().__init__(folder, plan, self.adapter, optimizer, _hash(tokens))
+        self._judge = Judge(self.model, plan.context, rows=plan.batch_size)
+        self._step = compiled_step(self.model, self.adapter, optimizer)
+
+    def step(self, tokens: np.ndarray, following: np.ndarray) -> palto.Tensor:
+        """Learn from a batch; its loss, in nats per token."""
+        return self._step(tokens, following)
+
+    def validate(self) -> float:
+        """Bits per byte of some of the conversations for validation."""
+        return self.bits_per_byte(self._held)
+
+    def bits_per_byte(self, dialogues: Dialogues) -> float:
+        """Bits that the network needs for each byte of `as_bytes`.
+
+        What its chat template adds, such as who speaks, it has to foresee, too.
+        """
+        return self._judge.total(self._encoded(dialogues)) / len(as_bytes(dialogues))
+
+    def examine(self, watch: Watch) -> dict[str, Any]:
+        """Bits per byte of some conversations of the test, before and after."""
+        watch("test", 0.0, "after")
+        after = self.bits_per_byte(self.test)
+        learned = {name: x for name, x in self.adapter.state_dict().items() if "lora_B" in name}
+        watch("test", 0.5, "before")
+        zeros = {name: palto.zeros_like(x) for name, x in learned.items()}
+        self.adapter.load_state_dict(zeros, strict=False)
+        before = self.bits_per_byte(self.test)
+        self.adapter.load_state_dict(learned, strict=False)
+        return {
+            "conversations": len(self.test),
+            "bytes": len(as_bytes(self.test)),
+            "bits per byte": {"before": round(before, 4), "after": round(after, 4)},
+        }
+
+    def save(self, tests: dict[str, Any], command: str) -> dict[str, Any]:
+        """Write the adapter as PEFT has it, and its record adapter_model.json; return the record."""
+        about = {
+            "command": command,
+            "model": self._chat.name,
+            "plan": asdict(self.plan),
+            "parameters": sum(x.size for x in self.adapter.parameters()),
+            "rounds": [asdict(x) for x in self.rounds],
+            "training seconds": self.rounds[-1].seconds,
+            "tests": tests,
+        }
+        config = nn.lora.config(self.model) | {"base_model_name_or_path": self._chat.name}
+        write_whole(
+            self.folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode()
+        )
+        return save_weights(
+            self.folder, "adapter_model", self.adapter, about, dtype=palto.bfloat16
+        )
+
+    def _encoded(self, dialogues: Dialogues) -> list[np.ndarray]:
+        """The tokens of each conversation, in the network's own layout."""
+        tokenizer = self._chat.tokenizer
+        return [
+            np.array(tokenizer.encode(tokenizer.lay_out(_in_roles(turns), answer=False)), np.int64)
+            for turns in dialogues
+        ]
+
+
+def _in_roles(turns: Sequence[Turn]) -> list[Any]:
+    """Turns as chat templates take them; who speaks first is the user where no roles are given."""
+    speakers = list(dict.fromkeys(turn.speaker for turn in turns))
+    roles = dict(zip(speakers, ("user", *["assistant"] * len(speakers)), strict=False))
+    if set(speakers) <= {"system", "user", "assistant"}:
+        roles = {speaker: speaker for speaker in speakers}
+    return [{"role": roles[turn.speaker], "content": turn.text} for turn in turns]
