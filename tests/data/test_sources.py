@@ -666,7 +666,7 @@ def nothing_here(tmp_path, monkeypatch):
 
 def test_what_is_available(nothing_here, monkeypatch):
     rows = {row.name: row for row in data.available()}
-    assert set(rows) == {"fashion-mnist", "elpv", "penguins", "speech"}
+    assert set(rows) == {"fashion-mnist", "elpv", "penguins", "speech", "chitchat"}
     for row in rows.values():
         assert all((row.what, row.size, row.licence, row.origin))
     assert rows["penguins"].here  # it comes with Palto
@@ -739,7 +739,7 @@ def test_what_has_no_answers_is_fetched_but_not_learned_from(monkeypatch):
     monkeypatch.setattr(fetch.Files, "read", lambda self, folder=None: read.append(self.debian))
     assert data.fetch_source("Speech").licence.startswith("CC-BY-SA-3.0")
     assert [f"asterisk-core-sounds-{x}-g722" for x in ("en", "es", "fr", "it", "ru")] == read
-    with pytest.raises(ValueError, match=r"no answers .*2,831 recordings.*palto\.data\.speech"):
+    with pytest.raises(ValueError, match=r"no examples with answers.*2,831 recordings.*palto\.data\.speech"):
         data.open_source("speech")
     with pytest.raises(ValueError, match="is 'speech' meant"):
         data.fetch_source("speach")

@@ -12,6 +12,7 @@ from palto.data.dataset import Dataset, ImageDataset, random_split
 from palto.data.fetch import Files
 from palto.data.sources.arrays import numpy_archive
 from palto.data.sources.checks import too_few
+from palto.data.sources.dialogues import FILES as CHITCHAT
 from palto.data.sources.elpv import FILES as ELPV
 from palto.data.sources.elpv import elpv
 from palto.data.sources.fashion_mnist import FILES as FASHION_MNIST
@@ -111,6 +112,15 @@ SOURCES = {
             files=tuple(SPEECH.values()),
             open=None,
         ),
+        Source(
+            name="chitchat",
+            what="4,018 conversations of two people in English",
+            size="8 MB",
+            licence="MIT",
+            origin="BYU's PCC Lab; the Python package chitchat-dataset",
+            files=(CHITCHAT,),
+            open=None,
+        ),
     )
 }
 
@@ -199,7 +209,7 @@ def open_source(
         )
     if source is not None and source.open is None:
         raise ValueError(
-            f"{text} has no answers to learn to give: {source.what}; see palto.data.{source.name}"
+            f"{text} holds no examples with answers: {source.what}; see palto.data.{source.name}"
         )
     is_table = not has_files and kind.endswith(TABLES) if source is None else bool(source.table)
     for option, value, fits, wanted in (
