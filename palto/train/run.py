@@ -20,7 +20,7 @@ import numpy as np
 from palto import __version__
 from palto.compiler import Explanation
 from palto.compiler.executor import Executor
-from palto.data import DataLoader, Dataset, Dialogues, TableDataset, TableEncoder, augment, open_source
+from palto.data import DataLoader, Dataset, TableDataset, TableEncoder, augment, open_source
 from palto.nn import functional, models
 from palto.nn.convolution import Conv2d
 from palto.nn.module import Module
@@ -147,8 +147,6 @@ def open_examples(
         validation=0.0 if only_test else config.validation,
         seed=config.seed,
     )
-    if isinstance(train, Dialogues):
-        raise ValueError(f"{config.data} is conversations, which `palto train chat` learns from")
     if test is None and only_test:
         test = train
     if test is None:
