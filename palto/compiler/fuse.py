@@ -598,12 +598,12 @@ class Fuser:
     @staticmethod
     def _kind(group: Group, source: Tensor, rows: int | None) -> str | None:
         """What a tensor would be in a group; None if it covers other places."""
-        size = math.prod(group.shape)
+        size = source.size
         if rows is None:
-            if source.size == size:
+            if size == group.size:
                 return "map"
-            return "row" if group.rows is not None and source.size == group.row_count else None
-        if source.size != size or group.product is not None:
+            return "row" if group.rows is not None and size == group.row_count else None
+        if size != group.size or group.product is not None:
             return None
         if group.rows is None:
             for count in range(len(group.shape) + 1):
