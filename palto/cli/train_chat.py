@@ -28,12 +28,12 @@ class Command(Plan):
 
     A first look: palto train chat --minutes 10 --out runs/first
 
-    On your own: palto train chat --data talks.jsonl, in each line a conversation, a list of messages
-    such as {"role": "user", "content": "Hello"}; or talks.txt, in each line what one of two people
-    says, with an empty line between conversations.
+    On your own: palto train chat --data talks.jsonl, in each line a conversation, a list of
+    messages such as {"role": "user", "content": "Hello"}; or talks.txt, in each line what one of
+    two people says, with an empty line between conversations.
 
-    The folder gets the weights and the tokenizer as Hugging Face has them, a record with all scores,
-    and a picture. Ctrl-C saves; the same command goes on, to the bit. Then:
+    The folder gets the weights and the tokenizer as Hugging Face has them, a record with all
+    scores, and a picture. Ctrl-C saves; the same command goes on, to the bit. Then:
     palto chat --model runs/chat
     """
 

@@ -23,12 +23,12 @@ class Command(Tune):
 
     SmolLM2-135M-Instruct on two people's small talk, both fetched: palto tune chat
 
-    On your own: palto tune chat --data talks.jsonl, in each line a conversation, a list of messages
-    such as {"role": "user", "content": "Hello"}; or talks.txt, in each line what one of two people
-    says, with an empty line between conversations.
+    On your own: palto tune chat --data talks.jsonl, in each line a conversation, a list of
+    messages such as {"role": "user", "content": "Hello"}; or talks.txt, in each line what one of
+    two people says, with an empty line between conversations.
 
-    The folder gets the small layers as the library PEFT has them, a record with the scores before and
-    after, and a picture. Ctrl-C saves; the same command goes on, to the bit. Then:
+    The folder gets the small layers as the library PEFT has them, a record with the scores before
+    and after, and a picture. Ctrl-C saves; the same command goes on, to the bit. Then:
     palto chat --adapter runs/tuned
     """
 

@@ -1,7 +1,7 @@
 """A network learns to converse: it reads conversations, and says at each token which comes next.
 
-The tokens are pieces of words, found in the same conversations by byte-pair encoding. The network is
-a small Llama; what it knows of the world is what people have told each other there.
+The tokens are pieces of words, found in the same conversations by byte-pair encoding. The network
+is a small Llama; what it knows of the world is what people have told each other there.
 
     palto train chat
     palto chat --model runs/chat
@@ -43,8 +43,8 @@ from palto.train import RoundTraining, Watch, load_weights, save_weights
 
 # --- Text and tokens -----------------------------------------------------------------------------
 
-#: The tokens before a conversation, and after each turn: two people take turns, so no token says who
-#: speaks.
+#: The tokens before a conversation, and after each turn: two people take turns, so no token says
+#: who speaks.
 START, END = "<|start|>", "<|end|>"
 #: The same as a chat template, which programs that talk by the model read.
 TEMPLATE = (
@@ -229,8 +229,8 @@ class Batches:
             generator = np.random.default_rng((self._seed, epoch))
             order = generator.permutation(len(self._dialogues))
             self._tokens = np.concatenate([self._dialogues[k] for k in order])
-            rows = (len(self._tokens) - 1) // self._context
-            self._rows = generator.permutation(rows) * self._context
+            count = (len(self._tokens) - 1) // self._context
+            self._rows = generator.permutation(count) * self._context
             self._epoch = epoch
         rows = self._rows[place * self._batch_size : (place + 1) * self._batch_size]
         places = rows[:, None] + np.arange(self._context)
@@ -259,8 +259,8 @@ class LanguageModel(nn.Module):
         return logits
 
 
-#: Inside Adam's root. Of millions of gradients whose norm is about 1, most are far below 1e-4, which
-#: the root of the usual 1e-8 is.
+#: Inside Adam's root. Of millions of gradients whose norm is about 1, most are below 1e-4, which is
+#: the root of the usual 1e-8.
 EPS = 1e-15
 #: So many validations there are at most, and so many steps lie between them at least.
 ROUNDS, ROUND_STEPS = 30, 200
@@ -336,7 +336,7 @@ class Learning(RoundTraining[Any, Round]):
                 times.append(time.perf_counter() - begun)
                 done += 1
                 if not total and stopped():
-                    raise KeyboardInterrupt  # some seconds' work, and nobody knows how much it is of
+                    raise KeyboardInterrupt  # some seconds of work
                 if not total and len(times) == self.TIMED.stop:
                     seconds = float(np.mean(times[self.TIMED]))
                     total = max(round(60 * plan.minutes / seconds), self.WARMUP)
@@ -584,7 +584,8 @@ def questions(dialogues: Dialogues, count: int, seed: int) -> list[Question]:
     texts = [[turn.text for turn in turns] for turns in dialogues if len(turns) > 1]
     if len(texts) < CHOICES:
         raise ValueError(f"ten conversations with a reply are wanted, got {len(texts)}")
-    generator, found = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    found: list[Question] = []
     while len(found) < count:
         whose, *others = generator.permutation(len(texts))[:CHOICES]
         place = int(generator.integers(1, len(texts[whose])))
@@ -687,8 +688,9 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
     best = max(grid, key=lambda x: share_right(by_likelihood(found, *x)))
     last = max((1, 2, 4, 1000), key=lambda k: share_right(by_words(learn, chosen, k)))
     watch("test", 0.6, "finding replies")
+    found = judge.likelihoods(training.tokenizer, asked)
     tests["reply ranking"] = {
-        "network": round(share_right(by_likelihood(judge.likelihoods(training.tokenizer, asked), *best)), 4),
+        "network": round(share_right(by_likelihood(found, *best)), 4),
         "TF-IDF": round(share_right(by_words(learn, asked, last)), 4),
         "questions": len(asked),
         "weight of the likelihood by itself": best[0],
@@ -698,7 +700,7 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
     return tests
 
 
-# --- A folder as other programs know it -------------------------------------------------------------
+# --- A folder as other programs know it ----------------------------------------------------------
 
 #: How the files of the weights are called, and where those lie that come with Palto.
 NAME, SHIPPED = "model", Path(palto.__file__).parent / "weights" / "chat"
@@ -902,7 +904,7 @@ class Tuning(Learning):
         }
 
     def save(self, tests: dict[str, Any], command: str) -> dict[str, Any]:
-        """Write the adapter as PEFT has it, and its record adapter_model.json; return the record."""
+        """Write the adapter as PEFT has it, and its record adapter_model.json, and return that."""
         about = {
             "command": command,
             "model": self._chat.name,
@@ -916,9 +918,7 @@ class Tuning(Learning):
         write_whole(
             self.folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode()
         )
-        return save_weights(
-            self.folder, "adapter_model", self.adapter, about, dtype=palto.bfloat16
-        )
+        return save_weights(self.folder, "adapter_model", self.adapter, about, dtype=palto.bfloat16)
 
     def _encoded(self, dialogues: Dialogues) -> list[np.ndarray]:
         """The tokens of each conversation, in the network's own layout."""
