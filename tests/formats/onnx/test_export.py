@@ -248,6 +248,47 @@ def test_axes_stay_channels_first_between_convolutions():
     assert shapes["layers.0.weight"] == [4, 3, 3, 3] and shapes["layers.4.weight"] == [5, 4, 3, 3]
 
 
+def small_llama():
+    palto.manual_seed(0)
+    options = {"heads": 4, "key_value_heads": 2, "layers": 2}
+    return nn.models.llama(23, 32, width=16, **options).eval()
+
+
+def test_llama_of_any_number_of_texts_of_any_length():
+    model = small_llama()
+    shapes = {"tokens": {0: palto.Dim("batch", max=8), 1: palto.Dim("time", max=32)}}
+    others = [[rng.integers(0, 23, shape)] for shape in [(1, 1), (3, 2), (2, 32), (7, 5)]]
+    assert_same(model, rng.integers(0, 23, (2, 9)), dynamic_shapes=shapes, others=others)
+
+
+def test_llama_goes_on_from_its_cache():
+    """A prompt, then one token after the other, the cache handed from call to call."""
+    model = small_llama()
+    cache = model.new_cache()
+    written = model_of(
+        lambda tokens, position: model(tokens, cache, position), np.zeros((1, 4), np.int64),
+        np.array(0), dynamic_shapes={"tokens": {1: palto.Dim("time", max=32)}}, state=cache,
+    )  # fmt: skip
+    names = [value.name for value in written.graph.input]
+    assert names[:2] == ["tokens", "position"]
+    assert {"keys.0", "keys.1", "values.0", "values.1"} == set(names[2:])
+    assert [value.name for value in written.graph.output][1:] == [f"next_{x}" for x in names[2:]]
+    assert {tensor.name for tensor in written.graph.initializer} == set(model.state_dict())
+
+    ready, tokens = session(written), rng.integers(0, 23, (1, 12))
+    wanted = np.asarray(model(tokens))
+    state = {x.name: np.zeros(x.shape, np.float32) for x in ready.get_inputs()[2:]}
+    place = 0
+    for size in (7, 1, 1, 3):
+        given = {"tokens": tokens[:, place : place + size], "position": np.array(place)}
+        logits, *after = ready.run(None, given | state)
+        state = dict(zip(state, after, strict=True))
+        np.testing.assert_allclose(logits, wanted[:, place : place + size], rtol=1e-4, atol=1e-5)
+        place += size
+    with pytest.raises(UnsupportedError, match="name the module that holds it as `state`"):
+        model_of(lambda tokens: model(tokens, cache), np.zeros((1, 4), np.int64))
+
+
 def test_names():
     def function(Add, pair):  # named like operators
         return {"Relu": Add + pair[0], "x": palto.maximum(pair[1], 0), "same": Add}
