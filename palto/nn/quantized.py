@@ -244,36 +244,40 @@ class QuantizedWeight(Module):
     def _weights(self, part: Callable[[Buffer | None], Tensor | None]) -> Tensor:
         """The weights (groups, blocks in a row, block, rows) whose parts `part` gives."""
         scales, minima = self._scales(part)
+        groups, blocks, rows = scales.shape
+        scales = F.reshape(scales, (groups, blocks, 1, 1, rows))
         pieces = []
         for codes in self._codes(part):
             # As the file's format defines it, so that rounding is the same.
             whole = F.astype(codes - KINDS[self.kind].zero, dtypes.float32)
-            weights = F.expand_dims(scales, 2) * whole
-            pieces.append(weights if minima is None else weights + F.expand_dims(minima, 2))
+            weights = scales * whole
+            if minima is not None:
+                weights = weights + F.reshape(minima, (groups, blocks, 1, 1, rows))
+            pieces.append(F.reshape(weights, (groups, blocks, -1, rows)))
         return pieces[0] if len(pieces) == 1 else F.concat(pieces, axis=2)
 
     def _codes(self, part: Callable[[Buffer | None], Tensor | None]) -> list[Tensor]:
-        """Codes as int32: of both halves of each block, or of whole blocks."""
+        """Codes as int32, of both halves of each block, or of whole blocks.
+
+        Each is (groups, blocks in a row, n, m, rows): m neighbours share a byte of upper bits.
+        """
         codes = part(self.codes)
         assert codes is not None
-        whole = F.astype(codes, dtypes.int32)
+        groups, blocks, length, rows = codes.shape
         bits = KINDS[self.kind].bits
+        high, extra = part(self.high), bits - 4
+        sharing = 1 if high is None else 4 // extra
+        shape = groups, blocks, length // sharing, sharing, rows
+        whole = F.astype(F.reshape(codes, shape), dtypes.int32)
         if bits == 8:
             return [whole]
-        halves = [whole & 15, whole >> 4]
-        high = part(self.high)
+        halves = whole & 15, whole >> 4
         if high is None:
-            return halves
-        extra = bits - 4
-        groups, blocks, length, rows = whole.shape
-        steps = F.iota((4 // extra, 1), 0, dtype=dtypes.int32) * extra
-        spread = F.expand_dims(F.astype(high, dtypes.int32), 3) >> steps
-        spread = F.reshape(spread, (groups, blocks, length, rows))
-        mask = (1 << extra) - 1
-        return [
-            half | ((spread >> shift & mask) << 4)
-            for half, shift in zip(halves, (0, 4), strict=True)
-        ]
+            return [*halves]
+        upper = F.astype(F.broadcast_to(F.expand_dims(high, 3), shape), dtypes.int32)
+        steps = F.iota((sharing, 1), 0, dtype=dtypes.int32) * extra
+        mask = (1 << bits) - 16
+        return [halves[0] | (upper << (4 - steps)) & mask, halves[1] | (upper >> steps) & mask]
 
     def _scales(
         self, part: Callable[[Buffer | None], Tensor | None]
@@ -306,18 +310,17 @@ class QuantizedWeight(Module):
             return None if cell is None else cell.read()
 
         codes, (scales, minima) = self._codes(part), self._scales(part)
-        _, blocks, length, _ = codes[0].shape
-        pieces = F.reshape(x, (blocks, len(codes), length))
+        _, blocks, *lengths, _ = codes[0].shape
+        pieces = F.reshape(x, (blocks, len(codes), *lengths, 1))
         terms = [
-            F.expand_dims(pieces[:, number], -1) * F.astype(half, dtypes.float32)
-            for number, half in enumerate(codes)
+            pieces[:, number] * F.astype(half, dtypes.float32) for number, half in enumerate(codes)
         ]
         total = terms[0] if len(terms) == 1 else terms[0] + terms[1]
         # Of a block, what all its weights share is multiplied once.
-        result = F.sum(total, axis=2) * scales
+        result = F.sum(total, axis=(2, 3)) * scales
         zero = KINDS[self.kind].zero
         if zero or minima is not None:
-            sums = F.expand_dims(F.sum(pieces, axis=(1, 2)), -1)
+            sums = F.sum(pieces, axis=(1, 2, 3))
             result = result + sums * (scales * -float(zero) if minima is None else minima)
         return F.sum(result, axis=1)
 
