@@ -23,11 +23,9 @@ from palto.compiler.dynamic import (
     points,
     with_sizes,
 )
-from palto.compiler.executor import Executor, Runnable, dense
+from palto.compiler.executor import Executor, Explanation, Runnable, dense
 from palto.compiler.executors import chosen
-from palto.compiler.explain import Explanation, explain, made_up
 from palto.compiler.guards import Guards
-from palto.compiler.program import Program
 from palto.compiler.sizes import LEAST, Comparisons
 from palto.compiler.trace import VALUE, Recording, difference, record
 from palto.tensor import dtypes
@@ -137,7 +135,8 @@ class CompiledFunction:
         """Say what the program does, step by step, and how long each step takes.
 
         The program runs several times on copies: no parameter and no other cell changes. Print
-        what is returned.
+        what is returned: of a native program a `NativeExplanation`; of one by XLA an
+        `XLAExplanation`, which knows no times of steps.
 
         Args:
             *args: those of a call, for whose program it is. Without any, it is the program of the
@@ -156,28 +155,20 @@ class CompiledFunction:
             raise TraceError(f"explain() runs {self._name}, which cannot be inside a program")
         if not is_empty or self._takes(args):
             entry, arrays, sizes = self._prepare(args, kwargs)
-            return explain(self._native(entry), arrays, self._name, sizes)
+            return entry.program.explain(arrays, self._name, sizes)
         if self._latest is None:
             raise ValueError(
                 f"{self._name} has no program yet: call it first, or give explain() the arguments "
                 f"of a call, as in {self._name}.explain(inputs, targets)"
             )
-        program = self._native(self._latest)
+        program = self._latest.program
         try:
-            return explain(program, made_up(program), self._name, program.greatest)
+            return program.explain(program.made_up(), self._name, program.greatest)
         except Exception as error:
             error.add_note(
                 "explain() without arguments makes some up; give it those of a call instead"
             )
             raise
-
-    def _native(self, entry: _Entry) -> Program:
-        if not isinstance(entry.program, Program):
-            raise ValueError(
-                f"explain() shows the steps of native programs, and {self._name} runs by another "
-                "executor: compile it with executor='native' (without PALTO_EXECUTOR)"
-            )
-        return entry.program
 
     def _takes(self, args: tuple[Any, ...]) -> bool:
         """Whether these arguments are enough."""

@@ -157,7 +157,10 @@ class Size(int):
     # Comparisons
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, int) and self.terms == _terms(other)
+        # Unequal where the sizes are greatest, it is unequal: what is soon known.
+        return (
+            isinstance(other, int) and int.__eq__(self, other) and self.terms == _terms(other)
+        )
 
     def __ne__(self, other: object) -> bool:
         return not self == other

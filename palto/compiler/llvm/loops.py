@@ -7,13 +7,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from palto.compiler import index as ix
 from palto.compiler import nests, winograd
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import contract
 from palto.compiler.llvm import winograd as llvm_winograd
-from palto.compiler.llvm.builder import Function, Value
+from palto.compiler.llvm.builder import Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.expressions import Expressions
 from palto.compiler.llvm.reduction import Reduction
@@ -33,8 +34,6 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
-#: A product of so few summed elements waits for what its members read: they are fetched ahead.
-_BRIEF, _AHEAD = 64, 128
 #: What a division of each lane's own index counts, in divisions of an index that lanes share.
 _DIVIDED_LANES = 1000
 
@@ -446,7 +445,6 @@ class Emitter:
         )
         self.plan = plan = _planned(spec, self.machine)
         self.units = plan.units
-        e.ahead = _AHEAD if plan.block_length <= _BRIEF else 0
         partial = None
         if plan.partial:
             partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
@@ -456,15 +454,62 @@ class Emitter:
         def finish(batch_at: list[Value], rows_at: list[Value], column: Value, sums: Value) -> None:
             self._finished(nest, product, place, outer, [*batch_at, *rows_at], column, sums)
 
+        far = self._far_from(nest, product, place)
+
+        def expect(batch_at: list[Value], rows_at: list[Value], column: Value, count: int) -> None:
+            for start in range(0, count, 64 // size_of(kind)):  # lines of the cache
+                first = f.binary("add", column, f.constant(start, "i64"))
+                self._count(product, outer, [*batch_at, *rows_at], first, self.lanes)
+                for buffer, there, writes in far:
+                    e.prefetch(buffer, there, write=writes)
+            e.vector, e.lanes = None, 1
+
         def load(operand: tuple[Buffer, Index], index: Value, lanes: int) -> Value:
             buffer, at = operand
             index = f.binary("add", index, f.constant(at.constant, "i64"))
             return f.load(e.pointer(buffer), index, kind, lanes)
 
+        def prefetch_a(index: Value) -> None:
+            index = f.binary("add", index, f.constant(a[1].constant, "i64"))
+            f.prefetch(e.pointer(a[0]), index, kind)
+
         contract.emit(
             f, plan, lambda i, lanes=1: load(a, i, lanes), lambda i, lanes: load(b, i, lanes),
             partial, f.parameters["first"], f.parameters["last"], finish,
+            prefetch_a=prefetch_a,
+            expect=expect if far else None,
         )  # fmt: skip
+
+    def _far_from(
+        self, nest: Group, product: Product, place: Index
+    ) -> list[tuple[Buffer, Index, bool]]:
+        """What finished sums read and write beyond the first cache: where, and if it is written."""
+        walk = nests.Walk(self._is_stored)
+        targets = [(product.result, ix.along(place, product.result.shape))]
+        for member in nest.members:
+            at = nests.source_indices(member, place, place)
+            walk.visit(member.source, at, inside=member.source is member.tensor)
+            targets.append((member.tensor, nests.target_indices(member, place, place)))
+        far: dict[Any, tuple[Buffer, Index, bool]] = {}
+        reads = [(tensor, [*at]) for tensor, at in walk.reads if at is not None]
+        for places, writes in ((targets, True), (reads, False)):
+            for tensor, indices in places:
+                buffer = self._stored(tensor)
+                if buffer is not None and buffer.bytes > self.machine.l1:
+                    there = ix.without_assumptions(buffer.place_of(indices))
+                    far.setdefault((buffer, there.key), (buffer, there, writes))
+        return list(far.values())
+
+    def _count(
+        self, product: Product, outer: Sequence[Variable], at: Sequence[Value], column: Value,
+        lanes: int,
+    ) -> None:  # fmt: skip
+        """Set the counters to a vector of a product's columns."""
+        e = self.e
+        e.counters.update({v.key: value for v, value in zip(outer, at, strict=True)})
+        e.counters[product.column.key] = column
+        e.lanes = lanes
+        e.vector = product.column if lanes > 1 else None
 
     def _finished(
         self,
@@ -479,10 +524,7 @@ class Emitter:
         """Take finished sums through the members of a nest, and store what is wanted."""
         e, out = self.e, product.result
         e.round += 1
-        e.counters.update({v.key: value for v, value in zip(outer, at, strict=True)})
-        e.counters[product.column.key] = column
-        e.lanes = sums.lanes
-        e.vector = product.column if sums.lanes > 1 else None
+        self._count(product, outer, at, column, sums.lanes)
         e.known[id(out)] = place, sums
         buffer = self._stored(out)
         if buffer is not None:
@@ -562,8 +604,9 @@ class Emitter:
         reduction = Reduction(e, operation)
         place_in = ix.linear(over_at, [v.length for v in nest.reduced])
         lanes = self._lanes_for(shape[-1])
-        block = lanes * _UNROLL
         *lengths, last = shape
+        unroll = min(_UNROLL, max(int(last) // lanes, 1))
+        block = lanes * unroll
         taken = len(lengths) if lengthwise else self._outer(lengths)
         variables = (
             Variable("unit", math.prod(lengths[:taken])),
@@ -579,6 +622,8 @@ class Emitter:
         def term(state: list[Value]) -> list[Value]:
             e.round += 1
             reads = nests.terms(operation, at, over_at)
+            if operation.primitive.name == "sum":
+                return e.plus(state, reads[0].tensor, reads[0].indices)
             elements = [e.read_or(read, e.immediate(0, read.tensor.dtype)) for read in reads]
             return reduction.add(state, elements, (place_in, e.truth(reads[0].conditions)))
 
@@ -636,7 +681,7 @@ class Emitter:
         def along(piece: Value | None) -> None:
             """All of the last axis, or one piece of it."""
             whole, rest = last - last % block, last - last % lanes
-            spans = ((block, _UNROLL, 0, whole), (lanes, 1, whole, rest), (1, 1, rest, last))
+            spans = ((block, unroll, 0, whole), (lanes, 1, whole, rest), (1, 1, rest, last))
             for step, count, low, high in spans:
                 if is_surely_less(high, low + 1):
                     continue
@@ -758,7 +803,7 @@ class Emitter:
                 place = ix.linear([ix.of(unit), into, ix.of(column)], whole)
                 at = ix.along(place, out.shape)
                 update, old = e.read(updates, source), e.load(buffer, at)
-                e.store(buffer, at, Reduction(e, operation).sum_of(old, update))
+                e.store(buffer, at, e.sum_of(old, update))
 
             def add_row(carried: list[Value]) -> list[Value]:
                 self._along(column, start, stop, add)
