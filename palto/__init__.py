@@ -14,6 +14,7 @@ from palto.tensor.dtypes import (
     bfloat16,
     bool,
     complex64,
+    float16,
     float32,
     float64,
     int8,

@@ -24,8 +24,8 @@ SOURCES = sorted(ROOT.glob("palto/**/*.py"))
 # --- Who may import whom -------------------------------------------------------------------------
 
 #: Rooms that stand beside the engine, each for one use of it.
-BUILT_UPON_IT = {"theory", "draw", "label", "serve", "web", "classical", "adaptive", "comparison"}
-FOR_RECIPES = {"theory", "draw", "classical", "adaptive", "comparison"}
+FOR_RECIPES = {"theory", "draw", "chat", "classical", "acoustics", "adaptive", "comparison"}
+BUILT_UPON_IT = {"label", "serve", "web", *FOR_RECIPES}
 #: A room is a folder or a file right under palto/. What each may import besides itself.
 MAY_IMPORT = {
     "extras": set(),
@@ -42,10 +42,12 @@ MAY_IMPORT = {
     "recipes": {"palto", "nn", "optim", "data", "train", "formats", *FOR_RECIPES},
     "theory": {"tensor", "backprop", "compiler", "nn", "optim"},
     "classical": {"data"},
+    "acoustics": {"formats"},
     "adaptive": set(),
     "comparison": {"train"},
     "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train"},
     "serve": {"palto", "nn", "optim", "data", "train", "formats", "web"},
+    "chat": {"palto", "nn", "data", "formats", "web"},
     "cli": {"palto", "nn", "optim", "data", "train", "formats", "recipes", *BUILT_UPON_IT},
     "palto": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train", "formats"},
 }

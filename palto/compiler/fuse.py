@@ -5,7 +5,7 @@ graph's order, each into the first nest that can take it: a nest over the same p
 everything that it reads, where it reads what the nest itself computes at the very place being
 computed. So an optimiser's update is one loop, a softmax is one nest of three passes over a row
 that stays in the cache, and a bias and an activation are added to a product while it is in
-registers.
+registers. A sum that a larger one is made of is a loop inside it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ _LARGEST_EXPRESSION = 48
 #: The most tensors that one nest computes, and reads besides.
 _MOST_MEMBERS, _MOST_READS = 16, 40
 _INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
+#: So many elements are large for a core's cache.
+_LARGE = 2**14
+#: Results of a sum that are enough to share out, even if each has much to do.
+_WIDE = 128
 _LIBRARY = ("sort", "fft")
 _CHEAP = (
     "add", "subtract", "multiply", "negative", "abs", "maximum", "minimum", "where", "cast",
@@ -92,6 +96,8 @@ class Fuser:
                 self._roots.discard(id(x))
         self._roots |= self._updates
         self._choose_roots()
+        #: What some nest reads, by identity.
+        self._read_somewhere: set[int] = set()
         #: What waits for somebody who reads it, to be computed there, by identity.
         self._waiting: dict[int, Tensor] = {}
         self.kept = 0
@@ -139,7 +145,12 @@ class Fuser:
                 readers.setdefault(id(x), []).append(operation)
         for operation in self.graph.operations:
             name, outputs = operation.primitive.name, operation.outputs
-            is_inline = name in elementwise.TABLE or name in _INLINE or is_disjoint(operation)
+            is_inline = (
+                name in elementwise.TABLE
+                or name in _INLINE
+                or is_disjoint(operation)
+                or (name == "sum" and self._is_inner(operation, readers))
+            )
             if not is_inline or len(outputs) > 1:
                 self._roots |= {id(x) for x in outputs}
             if name in ("matmul", "conv"):
@@ -163,6 +174,28 @@ class Fuser:
             if (shared and not again) or total > _LARGEST_EXPRESSION:
                 self._roots.add(id(first))
             weight[id(first)] = total
+
+    def _is_inner(self, operation: Operation, readers: dict[int, list[Operation]]) -> bool:
+        """Whether a sum is but a term of another sum, as in a row of blocks with a scale each.
+
+        In both, neighbouring results fill vectors: neither is along the last axis.
+        """
+        if operation.inputs[0].size == 0 or self._reduces_rows(operation):
+            return False
+        is_changed = False
+        while True:
+            outputs = operation.outputs
+            following = readers.get(id(outputs[0]), [])
+            if len(outputs) > 1 or len(following) != 1 or id(outputs[0]) in self._roots:
+                return False
+            (operation,) = following
+            name = operation.primitive.name
+            if name == "sum":  # of a mere view, it is the second stage of one sum
+                is_wide = int(operation.output().size) >= _WIDE
+                return is_changed and is_wide and not self._reduces_rows(operation)
+            is_changed |= name in elementwise.TABLE
+            if name not in elementwise.TABLE and (name not in views.PLAIN or name == "expand"):
+                return False
 
     def _is_cheap(self, tensor: Tensor) -> bool:
         """Whether it is better computed again than kept: a few operations on one or two tensors.
@@ -207,7 +240,7 @@ class Fuser:
     def _repeated(self, operation: Operation) -> Iterable[Tensor]:
         """Inputs of which an element is read more than once, or by somebody else than a nest."""
         name, inputs = operation.primitive.name, operation.inputs
-        if name in ("expand", "gather"):
+        if name == "gather" or (name == "expand" and not self._is_converted(inputs[0])):
             return [x for x in inputs if int(x.size) < int(operation.output().size)]
         if name == "dynamic_update_slice" or name in views.TABLE:
             return inputs[1:]  # indices
@@ -216,6 +249,15 @@ class Fuser:
         if name in ("scatter_add", "random_bits"):
             return inputs
         return ()
+
+    def _is_converted(self, tensor: Tensor) -> bool:
+        """Whether it is what lies in memory in another dtype, which is as soon converted as read."""
+        x = read_through(tensor, self._whole(tensor), self.is_stored).tensor
+        operation = x.operation if not self.is_stored(x) else None
+        if operation is None or operation.primitive.name != "cast":
+            return False
+        (source,) = operation.inputs
+        return self.is_stored(read_through(source, self._whole(source), self.is_stored).tensor)
 
     def _force(self, tensor: Tensor) -> None:
         """Give memory to what is computed behind plain views."""
@@ -368,6 +410,7 @@ class Fuser:
         return walk.reads
 
     def _note(self, nest: Nest, reads: Reads) -> None:
+        self._read_somewhere |= {id(t) for t, _ in reads}
         known = {(id(t), i) for t, i in nest.reads}
         nest.reads += [(t, i) for t, i in reads if (id(t), i) not in known]
 
@@ -505,16 +548,24 @@ class Fuser:
 
     def _join_all(self, items: Sequence[Item], early: bool) -> bool:
         """Put tensors into the first nest that takes them all."""
-        last = -1
+        last, reads = -1, set()
         for tensor, source, *_ in items:
             for x, _ in self._reads(source, self._whole(source), inside=source is tensor):
                 home = self.home.get(id(x))  # none yet for what is among the items
                 if home is not None:
                     last = max(last, home.position)
+                if x._value is None:
+                    reads.add(id(x))
         is_late = any(id(tensor) in self._late for tensor, *_ in items)
         _, source, *_ = items[-1]
-        for nest in self.nests[max(last, self.kept) :]:
+        is_large = not is_late and int(source.size) >= _LARGE
+        first = max(last, self.kept)
+        if is_large and last < 0 and not reads & self._read_somewhere:
+            first = len(self.nests)
+        for nest in self.nests[first:]:
             if not isinstance(nest, Group) or source.size == 0 or (is_late and nest.early):
+                continue
+            if is_large and not self._is_akin(nest, reads):
                 continue
             if self._try_all(nest, items):
                 return True
@@ -525,6 +576,16 @@ class Fuser:
             return True
         self.nests.pop()
         return False
+
+    @staticmethod
+    def _is_akin(group: Group, reads: Set[int]) -> bool:
+        """Whether a group computes or reads any of some tensors.
+
+        If not, there is nothing to share, and large results would only lie in memory for longer.
+        """
+        return any(id(x) in reads for x in group.outputs) or any(
+            id(x) in reads for x, _ in group.reads
+        )
 
     def _try_all(self, group: Group, items: Sequence[Item]) -> bool:
         """Put all of them into a group, or none."""
@@ -569,12 +630,12 @@ class Fuser:
     @staticmethod
     def _kind(group: Group, source: Tensor, rows: int | None) -> str | None:
         """What a tensor would be in a group; None if it covers other places."""
-        size = math.prod(group.shape)
+        size = source.size
         if rows is None:
-            if source.size == size:
+            if size == group.size:
                 return "map"
-            return "row" if group.rows is not None and source.size == group.row_count else None
-        if source.size != size or group.product is not None:
+            return "row" if group.rows is not None and size == group.row_count else None
+        if size != group.size or group.product is not None:
             return None
         if group.rows is None:
             for count in range(len(group.shape) + 1):

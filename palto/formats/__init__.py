@@ -1,5 +1,5 @@
 """File formats."""
 
-from palto.formats import onnx, pytorch, safetensors
+from palto.formats import gguf, onnx, pytorch, safetensors
 
-__all__ = ["onnx", "pytorch", "safetensors"]
+__all__ = ["gguf", "onnx", "pytorch", "safetensors"]

@@ -7,7 +7,7 @@ model.load_state_dict(safetensors.load("model.safetensors"))
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import numpy as numpy_form
 from palto.formats.whole import write_whole
 from palto.tensor import Tensor, dtypes
 from palto.tensor import functions as F
+from palto.tensor.dtypes import Array
 
 _DTYPES = {
     "BOOL": dtypes.bool,
@@ -29,8 +30,51 @@ _DTYPES = {
     "F32": dtypes.float32,
     "F64": dtypes.float64,
     "C64": dtypes.complex64,
+    "F16": dtypes.float16,
     "BF16": dtypes.bfloat16,
 }
+
+
+class Reader(Mapping[str, Array]):
+    """The tensors of a file, each read when it is asked for, as a NumPy array.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, or is cut off.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        self._path = path
+        self._file: Any
+        try:
+            self._file = library.safe_open(os.fspath(path), "np")
+        except library.SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        kind = self._file.get_slice(name).get_dtype()
+        if kind not in _DTYPES:
+            raise ValueError(f"{self._path}: {name} has the dtype {kind}, which Palto has not")
+        array: Array = self._file.get_tensor(name)
+        return array
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def save(
@@ -67,7 +111,7 @@ def load(path: str | os.PathLike[str], *, widen: bool = False) -> dict[str, Tens
 
     Args:
         path: the file.
-        widen: whether float16, which Palto has not, becomes float32, which holds the same numbers.
+        widen: whether float16 becomes float32, which holds the same numbers.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -59,8 +59,9 @@ from palto.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from palto.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from palto.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from palto.nn.summary import Summary
 
 # isort: split
-from palto.nn import models  # last: made of all the others
+from palto.nn import lora, models  # last: made of all the others

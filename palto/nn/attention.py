@@ -24,6 +24,7 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     *,
+    enable_gqa: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(width)) V: to each query the values whose keys match it.
@@ -39,6 +40,8 @@ def scaled_dot_product_attention(
         dropout_p: with which probability a weight is dropped; 0 in inference.
         is_causal: query i may look at keys 0 to i only.
         scale: instead of 1 / sqrt(width).
+        enable_gqa: keys and values may have fewer heads, each for as many heads of queries, one
+            after the other.
         generator: where dropout's choice comes from.
 
     Returns:
@@ -47,7 +50,8 @@ def scaled_dot_product_attention(
     Raises:
         ValueError: shapes that do not fit.
 
-    Source: Vaswani et al.: Attention is all you need (2017).
+    Sources: Vaswani et al.: Attention is all you need (2017); grouped heads: Ainslie et al.: GQA:
+    Training generalized multi-query transformer models from multi-head checkpoints (2023).
     """
     query, key, value = F.asarray(query), F.asarray(key), F.asarray(value)
     if (
@@ -60,12 +64,40 @@ def scaled_dot_product_attention(
             f"any), got {query.shape}, {key.shape} and {value.shape}"
         )
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
+    shape = query.shape
+    if enable_gqa:
+        query, key, value, mask = _grouped(query, key, value, mask)
     keep = None
     if dropout_p:
         batch = F.broadcast_shapes(query.shape[:-2], key.shape[:-2])
         weights = F.ones((*batch, query.shape[-2], key.shape[-2]), dtype=query.dtype)
         keep = dropout(weights, dropout_p, generator=generator)
-    return attention(query, key, value, mask, keep, is_causal, scale)
+    result = attention(query, key, value, mask, keep, is_causal, scale)
+    return F.reshape(result, (*shape[:-1], value.shape[-1])) if enable_gqa else result
+
+
+def _grouped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries with their heads' axis as two, (groups, heads of each); the others fit them."""
+    if min(query.ndim, key.ndim, value.ndim) < 3:
+        raise ValueError(
+            "attention in groups of heads wants queries, keys and values (..., heads, length, "
+            f"width), got {query.shape}, {key.shape} and {value.shape}"
+        )
+    if not key.shape[-3] or query.shape[-3] % key.shape[-3]:
+        raise ValueError(
+            f"attention in groups: {key.shape[-3]} heads of keys do not divide {query.shape[-3]} "
+            "heads of queries"
+        )
+
+    def split(x: Tensor, groups: int) -> Tensor:
+        return F.reshape(x, (*x.shape[:-3], groups, x.shape[-3] // groups, *x.shape[-2:]))
+
+    groups = key.shape[-3]
+    if mask is not None and mask.ndim > 2:
+        mask = split(mask, groups if mask.shape[-3] > 1 else 1)
+    return split(query, groups), split(key, groups), split(value, groups), mask
 
 
 @composite(gradient=softmax_gradient)

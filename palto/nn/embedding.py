@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from palto.nn import init
+from palto.nn.linear import linear
 from palto.nn.module import Module, Parameter
 from palto.tensor import Tensor
 from palto.tensor import functions as F
@@ -66,6 +67,10 @@ class Embedding(Module):
     def forward(self, indices: Tensor) -> Tensor:
         """(...) -> (..., embedding_dim)."""
         return embedding(indices, self.weight, self.padding_idx)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """How well each vector of the table fits, (..., embedding_dim) -> (..., num_embeddings)."""
+        return linear(x, self.weight)
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -189,7 +189,7 @@ class Module(Watched):
         """
         wanted = dtypes.as_dtype(dtype)
         for _, cell in self.named_cells():
-            if cell.dtype in dtypes.DIFFERENTIABLE or cell.dtype == dtypes.bfloat16:
+            if cell.dtype in dtypes.DIFFERENTIABLE:
                 cell.recast(wanted)
         return self
 

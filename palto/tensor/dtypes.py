@@ -25,11 +25,11 @@ uint32 = np.dtype("uint32")
 float32 = np.dtype("float32")
 float64 = np.dtype("float64")
 complex64 = np.dtype("complex64")
-#: Storage only: load, move, save and cast; arithmetic wants float32.
+float16 = np.dtype("float16")
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
 SUPPORTED = (
-    bool, int8, int32, int64, uint8, uint32, float32, float64, complex64, bfloat16,
+    bool, int8, int32, int64, uint8, uint32, float32, float64, complex64, float16, bfloat16,
 )  # fmt: skip
 SIGNED = (int8, int32, int64)
 UNSIGNED = (uint8, uint32)
@@ -39,7 +39,9 @@ COMPLEX = (complex64,)
 NUMERIC = INTEGER + FLOATING + COMPLEX
 REAL = INTEGER + FLOATING
 INEXACT = FLOATING + COMPLEX
-DIFFERENTIABLE = (*INEXACT, bfloat16)
+#: Storage only: load, move, save and cast; arithmetic wants float32.
+STORAGE = (float16, bfloat16)
+DIFFERENTIABLE = (*INEXACT, *STORAGE)
 ORDERED = (bool, *REAL)
 
 _SIGNED_OF_WIDTH: dict[int, DType] = {8: int8, 32: int32, 64: int64}
@@ -51,11 +53,11 @@ def as_dtype(dtype: Any) -> DType:
     Raises:
         TypeError: the format is not one that Palto holds.
     """
-    python: dict[Any, DType] = {
-        float: float32, int: int64, _PythonBool: bool, complex: complex64,
-    }  # fmt: skip
-    if isinstance(dtype, type) and dtype in python:
-        return python[dtype]
+    if isinstance(dtype, type) and not issubclass(dtype, np.generic):
+        python = ((_PythonBool, bool), (int, int64), (float, float32), (complex, complex64))
+        for kind, found_for in python:
+            if issubclass(dtype, kind):
+                return found_for
     found: DType | None
     try:
         found = np.dtype(bfloat16 if dtype == "bfloat16" else dtype)
@@ -75,7 +77,9 @@ def result_dtype(first: DType, second: DType) -> DType:
     """
     if first == second:
         return first
-    floats = (bfloat16, float32, float64)
+    if {first, second} == {*STORAGE}:
+        return float32  # neither holds the other
+    floats = (*STORAGE, *FLOATING)
     if first in floats and second in floats:
         return max(first, second, key=floats.index)
     if {first, second} == {float32, complex64}:

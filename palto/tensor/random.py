@@ -98,7 +98,7 @@ def normal(
 
 def _floating(dtype: Any) -> dtypes.DType:
     wanted = dtypes.as_dtype(dtype)
-    if wanted not in (*dtypes.FLOATING, dtypes.bfloat16):
+    if wanted not in (*dtypes.FLOATING, *dtypes.STORAGE):
         raise TypeError(
             f"uniform and normal give floating-point numbers, not {wanted.name}; "
             "random.integers gives whole ones"

@@ -52,7 +52,7 @@ def assert_close(got, wanted, name="", rtol=2e-5):
     if wanted.dtype.kind in "biu" or wanted.size == 0:
         np.testing.assert_array_equal(got, wanted, err_msg=name)
         return
-    if wanted.dtype.name == "bfloat16":
+    if wanted.dtype in dtypes.STORAGE:
         got, wanted = got.astype(np.float32), wanted.astype(np.float32)
     rtol = rtol if wanted.dtype.itemsize < 8 or wanted.dtype.kind == "c" else rtol * 1e-7
     sizes = np.abs(wanted[np.isfinite(wanted)])
@@ -97,7 +97,7 @@ FLOATS = ("float32", "float64")
 INTEGERS = ("int8", "int32", "int64", "uint8", "uint32")
 REAL = (*INTEGERS, *FLOATS)
 NUMERIC = (*REAL, "complex64")
-ANY = (*NUMERIC, "bool", "bfloat16")
+ANY = (*NUMERIC, "bool", "float16", "bfloat16")
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, np.inf, -np.inf, np.nan, 1e-30, -1e30, 1e4]
 
 _random = np.random.default_rng(5)  # anew for every test
@@ -325,6 +325,8 @@ def casts():
                 yield [numbers(source, shape, low, high)], {"dtype": dtypes.as_dtype(target)}
     half = np.array([0.5, 1.00390625, 1.01171875, -1.00390625, np.inf, np.nan, 3e38], np.float32)
     yield [half], {"dtype": dtypes.bfloat16}
+    ties = [0.5, 1.00048828125, 1.00146484375, -1.00048828125, 6e-8, 65504, 65520, np.inf, np.nan]
+    yield [np.array(ties, np.float32)], {"dtype": dtypes.float16}
     yield [np.array([-1.7, 1.7, -0.5, 0.5, 2.5])], {"dtype": dtypes.int32}
 
 
@@ -679,6 +681,14 @@ LAYERS = {
     "Embedding": (lambda: nn.Embedding(7, 5), lambda: [index((3, 4), 7)]),
     "Flatten": (lambda: nn.Flatten(), lambda: plain(4, 3, 5)),
     "Linear": (lambda: nn.Linear(33, 17), lambda: plain(4, 33)),
+    "QuantizedLinear": (
+        lambda: nn.QuantizedLinear.from_blocks("Q4_0", np.full((17, 36), 44, np.uint8), 64),
+        lambda: plain(4, 64),
+    ),
+    "QuantizedEmbedding": (
+        lambda: nn.QuantizedEmbedding.from_blocks("Q4_0", np.full((7, 18), 44, np.uint8), 32),
+        lambda: [index((3, 4), 7)],
+    ),
     "BCELoss": (lambda: nn.BCELoss(), lambda: chances(4, 33)),
     "BCEWithLogitsLoss": (
         lambda: nn.BCEWithLogitsLoss(),
@@ -723,7 +733,7 @@ MODELS = {
 
 
 def test_every_layer_and_model_is_here():
-    not_layers = {"Module", "Sequential"}
+    not_layers = {"Module", "Sequential", "QuantizedWeight"}
     layers = {
         name
         for name, value in vars(nn).items()
@@ -1322,6 +1332,61 @@ def test_functions_of_nothing_and_of_everything_constant(executor):
 
 
 # --- Threads -------------------------------------------------------------------------------------
+
+
+# --- Sums inside sums ----------------------------------------------------------------------------
+
+
+def scaled_blocks(codes, x, scales):
+    """(n, blocks, length, 128) with a scale of each block: the sum over blocks and lengths."""
+    return palto.sum(palto.sum(codes * x, axis=2) * scales, axis=1)
+
+
+def two_products(a, b, x):
+    """A sum of two products, and a constant that depends on the place in the inner sum."""
+    places = palto.expand_dims(palto.astype(palto.arange(a.shape[2]), a.dtype), -1)
+    return palto.sum(-palto.sum(a * x + b * places, axis=2), axis=1)
+
+
+def in_three_levels(codes, x, scales):
+    parts = palto.reshape(codes * x, (*codes.shape[:2], -1, 2, codes.shape[-1]))
+    inner = palto.sum(palto.sum(parts, axis=3) * 2, axis=2)
+    return palto.sum(inner * scales, axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "complex64"])
+@pytest.mark.parametrize("shape", [(3, 5, 6, 128), (1, 2, 1, 200), (2, 1, 8, 131), (4, 40, 2, 16)])
+def test_a_sum_inside_a_sum(dtype, shape, executor):
+    codes, scales = numbers(dtype, shape), numbers(dtype, (*shape[:2], shape[3]))
+    x = numbers(dtype, (*shape[:3], 1))
+    run_both(scaled_blocks, codes, x, scales, rtol=1e-4)
+    run_both(two_products, codes, codes[:, :, ::-1], x, rtol=1e-4)
+    if shape[2] % 2 == 0:
+        run_both(in_three_levels, codes, x, scales, rtol=1e-4)
+
+
+def test_a_sum_inside_a_sum_is_no_step():
+    codes, x = numbers("float32", (3, 5, 6, 128)), numbers("float32", (3, 5, 6, 1))
+    scales = numbers("float32", (3, 5, 128))
+    compiled = palto.compile(scaled_blocks)
+    compiled(codes, x, scales)
+    assert [row.kind for row in compiled.explain().rows] == ["reduce", "map"]
+
+
+def test_large_tensors_that_share_nothing_are_computed_when_they_are_needed():
+    """Each weight is unpacked before its product, so that one place in memory is enough for all."""
+    weights = [palto.Cell(numbers("int8", (256, 256))) for _ in range(6)]
+
+    @palto.compile
+    def product(x):
+        for weight in weights:
+            x = x @ weight.astype(palto.float32) / 256
+        return x
+
+    product(numbers("float32", (64, 256)))
+    rows = product.explain().rows
+    assert [row.kind for row in rows] == ["map", "matmul"] * 6
+    assert product.explain().arena_bytes < 2 * 256 * 256 * 4 + 3 * 64 * 256 * 4
 
 
 def test_large_arrays_have_the_same_bits_with_any_threads():

@@ -77,8 +77,8 @@ def test_hostile_files(tmp_path, harm):
 
 
 def test_a_dtype_that_palto_has_not(tmp_path):
-    library.save_file({"half": np.zeros(2, np.float16)}, tmp_path / "x")
-    with pytest.raises(ValueError, match="half has the dtype F16"):
+    library.save_file({"short": np.zeros(2, np.int16)}, tmp_path / "x")
+    with pytest.raises(ValueError, match="short has the dtype I16"):
         safetensors.load(tmp_path / "x")
 
 

@@ -38,6 +38,21 @@ def test_masks_are_pytorchs(twins, torch, rng, kind):
     )
 
 
+@pytest.mark.parametrize("heads", [2, 1, 6])
+@pytest.mark.parametrize("mask", [None, (4, 5), (6, 4, 5), (2, 1, 4, 5)], ids=str)
+def test_groups_of_heads_are_pytorchs(twins, torch, rng, heads, mask):
+    mask = None if mask is None else rng.normal(size=mask)
+    theirs = torch.nn.functional.scaled_dot_product_attention
+    their_mask = None if mask is None else torch.tensor(mask)
+    our_mask = None if mask is None else palto.asarray(mask)
+    twins.functions(
+        lambda q, k, v: attend(q, k, v, our_mask, enable_gqa=True),
+        lambda q, k, v: theirs(q, k, v, their_mask, enable_gqa=True),
+        rng.normal(size=(2, 6, 4, 8)),
+        *(rng.normal(size=(2, heads, 5, 8)) for _ in range(2)),
+    )
+
+
 def test_a_query_without_keys_gets_zeros(rng):
     mask = np.ones((4, 5), np.bool_)
     mask[2] = False
@@ -147,6 +162,10 @@ def test_dropout_only_in_training(rng):
         (
             lambda: attend(palto.zeros((2, 3)), palto.zeros((2, 3)), palto.zeros((4, 3))),
             r"got \(2, 3\), \(2, 3\) and \(4, 3\)",
+        ),
+        (
+            lambda: attend(*(palto.zeros((n, 3, 4)) for n in (6, 4, 4)), enable_gqa=True),
+            "4 heads of keys do not divide 6 heads of queries",
         ),
     ],
 )

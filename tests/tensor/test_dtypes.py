@@ -29,8 +29,11 @@ MIXED = {
     ("float32", "complex64"): "complex64",
     ("bfloat16", "float32"): "float32",
     ("bfloat16", "float64"): "float64",
+    ("float16", "float32"): "float32",
+    ("float16", "float64"): "float64",
+    ("float16", "bfloat16"): "float32",
 }
-NUMERIC = [name for name in NAMES if name not in ("bool", "bfloat16")]
+NUMERIC = [name for name in NAMES if name not in ("bool", "float16", "bfloat16")]
 
 
 def ones(name):
@@ -53,7 +56,7 @@ def test_promotion(first, second):
         result = ones(first) + ones(second)
         assert result.dtype.name == wanted
         np.testing.assert_array_equal(result, 2)
-    else:  # bool and bfloat16 have no arithmetic
+    else:  # bool and the floats of 16 bits have no arithmetic
         with pytest.raises(TypeError, match=f"add does not take {wanted}"):
             ones(first) + ones(second)
         assert palto.concat([ones(first), ones(second)]).dtype.name == wanted
@@ -133,7 +136,7 @@ def test_as_dtype(given, wanted):
     assert palto.zeros((1,), dtype=given).dtype.name == wanted
 
 
-@pytest.mark.parametrize("given", ["float16", np.float16, "int16", "uint64", object, "nonsense"])
+@pytest.mark.parametrize("given", ["complex128", np.int16, "int16", "uint64", object, "nonsense"])
 def test_other_dtypes(given):
     with pytest.raises(TypeError, match=r"Palto has no dtype.*it holds bool, int8.*Convert"):
         as_dtype(given)
@@ -158,11 +161,13 @@ def test_no_dtype_drifts():
         assert x.grad.dtype == palto.float32
 
 
-def test_bfloat16_is_stored_moved_and_cast():
-    values = np.array([[1.0, -2.5], [3.140625, 1e30]], np.float32)
-    x = palto.asarray(values).astype("bfloat16")
-    assert x.dtype == palto.bfloat16
-    wanted = values.astype(ml_dtypes.bfloat16)
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_floats_of_16_bits_are_stored_moved_and_cast(name):
+    values = np.array([[1.0, -2.5], [3.140625, 6e4]], np.float32)
+    x = palto.asarray(values).astype(name)
+    dtype = getattr(palto, name)
+    assert x.dtype == dtype
+    wanted = values.astype(dtype)
     for got, array in [
         (x.T, wanted.T),
         (x[1:, 0], wanted[1:, 0]),
@@ -177,18 +182,19 @@ def test_bfloat16_is_stored_moved_and_cast():
     ]:
         assert got.dtype == array.dtype
         np.testing.assert_array_equal(got, array)
-    special = palto.asarray([np.nan, np.inf, 1.0], dtype="bfloat16")
+    special = palto.asarray([np.nan, np.inf, 1.0], dtype=name)
     assert palto.isnan(special).tolist() == [True, False, False]
     assert palto.isinf(special).tolist() == [False, True, False]
     assert palto.isfinite(special).tolist() == [False, False, True]
     for arithmetic in (lambda: x + x, lambda: x @ x, lambda: x.sum(), lambda: palto.exp(x)):
-        with pytest.raises(TypeError, match="bfloat16"):
+        with pytest.raises(TypeError, match=name):
             arithmetic()
 
 
-def test_gradients_pass_through_bfloat16():
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_gradients_pass_through_floats_of_16_bits(name):
     x = palto.asarray([1.0, 2.0], requires_grad=True)
-    (x.astype("bfloat16").astype("float32") * palto.asarray([3.0, 5.0])).sum().backward()
+    (x.astype(name).astype("float32") * palto.asarray([3.0, 5.0])).sum().backward()
     assert x.grad.dtype == palto.float32
     assert x.grad.tolist() == [3, 5]
 

@@ -113,6 +113,8 @@ CASES: dict[str, list[Case]] = {
             (truth(4), dtypes.float64),
             (real(3), dtypes.bfloat16),
             (real(3).astype(dtypes.bfloat16), dtypes.float32),
+            (real(3), dtypes.float16),
+            (real(3).astype(dtypes.float16), dtypes.float32),
             (real(3), dtypes.complex64),
         ]
     ]

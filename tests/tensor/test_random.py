@@ -182,7 +182,7 @@ def test_permutation():
 @pytest.mark.parametrize("name", ["uniform", "normal"])
 def test_dtypes_and_shapes(name):
     draw = getattr(palto.random, name)
-    for dtype in ("float32", "float64", "bfloat16"):
+    for dtype in ("float32", "float64", "float16", "bfloat16"):
         assert draw((2, 0, 3), dtype=dtype).dtype.name == dtype
     assert draw((), dtype="float64").shape == ()
     assert draw(3).shape == (3,)

@@ -20,11 +20,11 @@ from palto.tensor.graph import Operation
 Element = Value | tuple[Value, Value]
 Row = Callable[[Function, Operation, Sequence[Element]], Element]
 
-#: The type of an element: a bool is a byte in memory, a bfloat16 its bits, a complex64 a pair.
+#: The type of an element: a bool is a byte in memory, a float of 16 bits those, a complex64 a pair.
 LLVM_TYPES: dict[DType, str] = {
     dtypes.bool: "i1", dtypes.int8: "i8", dtypes.uint8: "i8", dtypes.int32: "i32",
     dtypes.uint32: "i32", dtypes.int64: "i64", dtypes.float32: "float", dtypes.float64: "double",
-    dtypes.bfloat16: "i16", dtypes.complex64: "float",
+    dtypes.float16: "i16", dtypes.bfloat16: "i16", dtypes.complex64: "float",
 }  # fmt: skip
 
 
@@ -96,12 +96,12 @@ def cast(f: Function, x: Element, source: DType, target: DType) -> Element:
         return real, f.constant(0, "float", real.lanes)
     if isinstance(x, tuple):
         return cast(f, x[0], dtypes.float32, target)
-    if source == dtypes.bfloat16:
-        return cast(f, _widen(f, x), dtypes.float32, target)
-    if target == dtypes.bfloat16:
+    if source in dtypes.STORAGE:
+        return cast(f, _widen(f, x, source), dtypes.float32, target)
+    if target in dtypes.STORAGE:
         single = cast(f, x, source, dtypes.float32)
         assert isinstance(single, Value)
-        return _narrow(Lanes(f, single)).value
+        return _narrow(f, single, target)
     kind, from_size, to_size = LLVM_TYPES[target], source.itemsize, target.itemsize
     if target.kind == "b":
         return f.compare("une" if x.type in FLOATS else "ne", x, f.constant(0, x.type))
@@ -130,17 +130,22 @@ def _truncate_unsigned(x: Lanes, kind: str) -> Lanes:
     return (low ^ -(1 << 31)).where(is_upper, low)
 
 
-def _widen(f: Function, x: Value) -> Value:
-    """The float32 of a bfloat16, which is its upper half."""
+def _widen(f: Function, x: Value, source: DType) -> Value:
+    """The float32 of 16 bits; a bfloat16 is its upper half."""
+    if source == dtypes.float16:
+        return f.convert("fpext", f.convert("bitcast", x, "half"), "float")
     return (Lanes(f, x).to("zext", "i32") << 16).bits().value
 
 
-def _narrow(x: Lanes) -> Lanes:
-    """The bfloat16 nearest to a float32, the even one of two."""
+def _narrow(f: Function, single: Value, target: DType) -> Value:
+    """The bits of the nearest number of 16 bits, the even one of two."""
+    if target == dtypes.float16:
+        return f.convert("bitcast", f.convert("fptrunc", single, "half"), "i16")
+    x = Lanes(f, single)
     bits = x.bits()
     upper = bits >> 16
     rounded = (bits + (upper & 1) + 0x7FFF) >> 16
-    return rounded.where(x.is_("oeq", x), upper | 0x40).to("trunc", "i16")
+    return rounded.where(x.is_("oeq", x), upper | 0x40).to("trunc", "i16").value
 
 
 def _cast(f: Function, operation: Operation, inputs: Sequence[Element]) -> Element:
@@ -303,8 +308,9 @@ def _equal(f: Function, operation: Operation, inputs: Sequence[Element]) -> Elem
         (a, b), (c, d) = (_pair(f, x) for x in inputs)
         return (a.is_("oeq", c) & b.is_("oeq", d)).value
     x, y = _values(inputs)
-    if operation.inputs[0].dtype == dtypes.bfloat16:
-        x, y = _widen(f, x), _widen(f, y)
+    dtype = operation.inputs[0].dtype
+    if dtype in dtypes.STORAGE:
+        x, y = _widen(f, x, dtype), _widen(f, y, dtype)
     return f.compare("oeq" if x.type in FLOATS else "eq", x, y)
 
 

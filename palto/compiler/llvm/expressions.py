@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,15 +11,18 @@ from palto.compiler import index as ix
 from palto.compiler import nests, views
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
-from palto.compiler.llvm.builder import Function, Value, size_of
+from palto.compiler.llvm.builder import FLOATS, Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.random import philox_word
 from palto.compiler.memory import Buffer
-from palto.compiler.sizes import bounds, is_surely_less
+from palto.compiler.sizes import Size, bounds, is_surely_less
 from palto.tensor import dtypes
 from palto.tensor.dtypes import DType
 from palto.tensor.graph import Operation
 from palto.tensor.tensor import Tensor
+
+#: So many sums of an inner loop go on side by side.
+_SUMS = 4
 
 
 class Expressions:
@@ -206,6 +211,8 @@ class Expressions:
             return self.choose(here, self.read_or(read, zero), zero)
         if name == "dynamic_update_slice":
             return self._updated(operation, indices)
+        if name == "sum":
+            return self._inner_sum(operation, indices)
         raise NotImplementedError(f"{name} is computed in a nest of its own")
 
     def read_or(self, read: views.Read, otherwise: Element) -> Element:
@@ -216,6 +223,78 @@ class Expressions:
         with self.guarded(condition):
             found = self.read(read.tensor, read.indices)
         return found if condition is None else self.choose(condition, found, otherwise)
+
+    def _inner_sum(self, operation: Operation, indices: Sequence[Index]) -> Element:
+        """A sum in loops of its own, the innermost of several sums that need not wait."""
+        f = self.function
+        variables = nests.inner_variables(operation)
+        (read,) = nests.terms(operation, indices, [ix.of(v) for v in variables])
+        long = [v for v in variables if v.length != 1]
+        last = long[-1].length if long else 1
+        count = 1 if isinstance(last, Size) else math.gcd(last, _SUMS)
+        zero = parts_of(self.immediate(0, read.tensor.dtype))
+        start = [f.broadcast(part, self.lanes) for part in zero]
+
+        def loops(rest: Sequence[Variable], sums: list[list[Value]]) -> list[list[Value]]:
+            if not rest:
+                return [self.plus(sums[0], read.tensor, read.indices)]
+            variable, *inner = rest
+            step = 1 if inner else len(sums)
+            if step == variable.length:
+                return self._side_by_side(variable, f.constant(0, "i64"), sums, read)
+            with f.loop(0, variable.length, step, nonempty=True) as loop:
+                phis = [[loop.carry(part) for part in one] for one in sums]
+                if inner:
+                    self.counters[variable.key] = loop.counter
+                    following = loops(inner, phis)
+                else:
+                    following = self._side_by_side(variable, loop.counter, phis, read)
+                for olds, news in zip(phis, following, strict=True):
+                    for phi, part in zip(olds, news, strict=True):
+                        loop.update(phi, part)
+            return [[loop.result(phi) for phi in one] for one in phis]
+
+        elements = [joined(one) for one in loops(long, [start] * count)]
+        return functools.reduce(self.sum_of, elements)
+
+    def _side_by_side(
+        self, variable: Variable, first: Value, sums: list[list[Value]], read: views.Read
+    ) -> list[list[Value]]:
+        """Sums, each with the term of another value of a variable, from `first` on."""
+        following = []
+        for number, one in enumerate(sums):
+            self.round += 1
+            place = self.function.constant(number, "i64")
+            self.counters[variable.key] = self.function.binary("add", first, place)
+            following.append(self.plus(one, read.tensor, read.indices))
+        return following
+
+    def plus(self, total: list[Value], x: Tensor, indices: Sequence[Index]) -> list[Value]:
+        """The parts of `total` plus an element of a tensor; a product is added while multiplied."""
+        f = self.function
+        operation = x.operation if self._is_computed(x) else None
+        name = operation.primitive.name if operation is not None else ""
+        if name in ("add", "multiply") and x.dtype in dtypes.FLOATING:
+            assert operation is not None
+            a, b = operation.inputs
+            if name == "add":
+                return self.plus(self.plus(total, a, indices), b, indices)
+            first, second = self.read(a, indices), self.read(b, indices)
+            assert isinstance(first, Value) and isinstance(second, Value)
+            return [f.fma(first, second, total[0])]
+        return parts_of(self.sum_of(joined(total), self.read(x, indices)))
+
+    def _is_computed(self, x: Tensor) -> bool:
+        """Whether an element is computed where it is read."""
+        return x._value is None and id(x) not in self.known and self._stored(x) is None
+
+    def sum_of(self, a: Element, b: Element) -> Element:
+        """The sum of two elements."""
+        f = self.function
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return f.binary("fadd", a[0], b[0]), f.binary("fadd", a[1], b[1])
+        assert isinstance(a, Value) and isinstance(b, Value)
+        return f.binary("fadd" if a.type in FLOATS else "add", a, b)
 
     def _updated(self, operation: Operation, indices: Sequence[Index]) -> Element:
         """An element of the update where it covers this place, else of what is updated."""
@@ -242,7 +321,7 @@ class Expressions:
         if dtype in dtypes.COMPLEX:
             number = complex(number)
             return f.constant(number.real, kind), f.constant(number.imag, kind)
-        if dtype == dtypes.bfloat16:
+        if dtype in dtypes.STORAGE:
             return f.constant(int(dtype.type(number).view("uint16")), kind)
         return f.constant(number, kind)
 
@@ -356,3 +435,13 @@ class Expressions:
         places = f.broadcast(self.value(place), value.lanes)
         for lane in range(value.lanes):
             f.store(pointer, f.extract(places, lane), f.extract(value, lane))
+
+
+def joined(parts: Sequence[Value]) -> Element:
+    """An element from its one or two parts."""
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def parts_of(element: Element) -> list[Value]:
+    """The value of an element, or its real and imaginary part."""
+    return list(element) if isinstance(element, tuple) else [element]

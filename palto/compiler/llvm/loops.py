@@ -605,8 +605,9 @@ class Emitter:
         reduction = Reduction(e, operation)
         place_in = ix.linear(over_at, [v.length for v in nest.reduced])
         lanes = self._lanes_for(shape[-1])
-        block = lanes * _UNROLL
         *lengths, last = shape
+        unroll = min(_UNROLL, max(int(last) // lanes, 1))
+        block = lanes * unroll
         taken = len(lengths) if lengthwise else self._outer(lengths)
         variables = (
             Variable("unit", math.prod(lengths[:taken])),
@@ -622,6 +623,8 @@ class Emitter:
         def term(state: list[Value]) -> list[Value]:
             e.round += 1
             reads = nests.terms(operation, at, over_at)
+            if operation.primitive.name == "sum":
+                return e.plus(state, reads[0].tensor, reads[0].indices)
             elements = [e.read_or(read, e.immediate(0, read.tensor.dtype)) for read in reads]
             return reduction.add(state, elements, (place_in, e.truth(reads[0].conditions)))
 
@@ -679,7 +682,7 @@ class Emitter:
         def along(piece: Value | None) -> None:
             """All of the last axis, or one piece of it."""
             whole, rest = last - last % block, last - last % lanes
-            spans = ((block, _UNROLL, 0, whole), (lanes, 1, whole, rest), (1, 1, rest, last))
+            spans = ((block, unroll, 0, whole), (lanes, 1, whole, rest), (1, 1, rest, last))
             for step, count, low, high in spans:
                 if is_surely_less(high, low + 1):
                     continue
@@ -801,7 +804,7 @@ class Emitter:
                 place = ix.linear([ix.of(unit), into, ix.of(column)], whole)
                 at = ix.along(place, out.shape)
                 update, old = e.read(updates, source), e.load(buffer, at)
-                e.store(buffer, at, Reduction(e, operation).sum_of(old, update))
+                e.store(buffer, at, e.sum_of(old, update))
 
             def add_row(carried: list[Value]) -> list[Value]:
                 self._along(column, start, stop, add)

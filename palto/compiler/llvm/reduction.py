@@ -15,7 +15,7 @@ from palto.compiler.index import Index
 from palto.compiler.llvm import elementwise
 from palto.compiler.llvm.builder import FLOATS, Value
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
-from palto.compiler.llvm.expressions import Expressions
+from palto.compiler.llvm.expressions import Expressions, joined, parts_of
 from palto.tensor import dtypes
 from palto.tensor.graph import Operation
 
@@ -90,8 +90,8 @@ class Reduction:
             if present is not None:
                 named = f.binary("and", named, present)
             zero = self._e.immediate(0, self._dtype)
-            return _listed(self.sum_of(_joined(state), self._e.choose(named, update, zero)))
-        return _listed(self.sum_of(_joined(state), elements[0]))
+            return parts_of(self._e.sum_of(joined(state), self._e.choose(named, update, zero)))
+        return parts_of(self._e.sum_of(joined(state), elements[0]))
 
     def _product(self, state: list[Value], elements: Sequence[Element]) -> list[Value]:
         f, (a, b) = self._f, elements
@@ -100,15 +100,7 @@ class Reduction:
                 return [f.fma(a, b, state[0])]
             return [f.binary("add", state[0], f.binary("mul", a, b))]
         product = elementwise.TABLE["multiply"](f, self._operation, [a, b])
-        return _listed(self.sum_of(_joined(state), product))
-
-    def sum_of(self, a: Element, b: Element) -> Element:
-        """The sum of two elements."""
-        f = self._f
-        if isinstance(a, tuple) and isinstance(b, tuple):
-            return f.binary("fadd", a[0], b[0]), f.binary("fadd", a[1], b[1])
-        assert isinstance(a, Value) and isinstance(b, Value)
-        return f.binary("fadd" if a.type in FLOATS else "add", a, b)
+        return parts_of(self._e.sum_of(joined(state), product))
 
     def _extremum(self, a: Value, b: Value) -> Value:
         if self._dtype == dtypes.bool:
@@ -144,7 +136,7 @@ class Reduction:
             return [f.select(chosen, y, x) for x, y in zip(a, b, strict=True)]
         if self._name in ("max", "min"):
             return [self._extremum(a[0], b[0])]
-        return _listed(self.sum_of(_joined(a), _joined(b)))
+        return parts_of(self._e.sum_of(joined(a), joined(b)))
 
     def fold(self, state: list[Value]) -> list[Value]:
         """One state from the lanes of a state, halves first."""
@@ -164,12 +156,4 @@ class Reduction:
         """The elements of the operation's outputs."""
         if self._name == "argmax":
             return [state[1]]
-        return list(state) if self._where else [_joined(state)]
-
-
-def _joined(state: Sequence[Value]) -> Element:
-    return state[0] if len(state) == 1 else (state[0], state[1])
-
-
-def _listed(element: Element) -> list[Value]:
-    return list(element) if isinstance(element, tuple) else [element]
+        return list(state) if self._where else [joined(state)]

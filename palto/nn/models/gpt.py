@@ -66,9 +66,7 @@ class GPT(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        # The head is the embedding, turned around.
-        logits: Tensor = self.norm(x) @ self.tokens.weight.T
-        return logits
+        return self.tokens.attend(self.norm(x))
 
 
 def gpt(

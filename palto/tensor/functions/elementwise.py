@@ -274,7 +274,7 @@ def isinf(x: Any) -> Tensor:
 
 
 def _computable(x: Tensor) -> Tensor:
-    return astype(x, dtypes.float32) if x.dtype == dtypes.bfloat16 else x
+    return astype(x, dtypes.float32) if x.dtype in dtypes.STORAGE else x
 
 
 def real(x: Any) -> Tensor:

@@ -211,10 +211,10 @@ def test_what_is_missing_is_named_at_once():
     assert "'vectors'" in str(caught.value) and "another runtime" in str(caught.value)
     half = model_with(
         [helper.make_node("Relu", ["x"], ["y"])],
-        [value("x", [3], TensorProto.FLOAT16)],
-        [value("y", [3], TensorProto.FLOAT16)],
+        [value("x", [3], TensorProto.UINT16)],
+        [value("y", [3], TensorProto.UINT16)],
     )
-    with pytest.raises(UnsupportedError, match="FLOAT16, which Palto has not"):
+    with pytest.raises(UnsupportedError, match="UINT16, which Palto has not"):
         load(half)
 
 
