@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from palto.compiler.dynamic import DynamicShapes, generalise, points, with_sizes
+from palto.compiler.dynamic import DynamicShapes, General, points, told, with_sizes
 from palto.compiler.simplify import simplify
-from palto.compiler.sizes import LEAST
+from palto.compiler.sizes import LEAST, Comparisons
 from palto.compiler.trace import VALUE, Recording, record
 from palto.extras import require
 from palto.formats.onnx.building import Builder
@@ -149,22 +149,35 @@ def _traced(
     declared = dynamic.of(tree, len(leaves))
     dims = list(dynamic.dims.values())
 
-    def traced(sizes: Mapping[str, int]) -> Recording:
-        given, lengths = with_sizes(declared, leaves, shapes, sizes)
-        specs: list[Spec | None] = [
-            Spec(shape, array.dtype)
-            for shape, array in zip(lengths, arrays, strict=True)
-            if array is not None
-        ]
-        with set_grad_enabled(False):
-            return record(function, given, tree, specs)
+    def tracer(comparisons: Comparisons) -> Callable[[Mapping[str, int]], Recording]:
+        def traced(sizes: Mapping[str, int]) -> Recording:
+            with set_grad_enabled(False), comparisons.noting(sizes) as seen:
+                given, lengths = with_sizes(declared, leaves, shapes, seen)
+                specs: list[Spec | None] = [
+                    Spec(shape, array.dtype)
+                    for shape, array in zip(lengths, arrays, strict=True)
+                    if array is not None
+                ]
+                return record(function, given, tree, specs)
 
+        return traced
+
+    comparisons = Comparisons(dims)
+    traced = tracer(comparisons)
     if not dims:
         return traced({}), {}
-    recording, least = generalise(dims, [(sizes, traced(sizes)) for sizes in points(dims)])
-    for name, n in least.items():
+    general = General(dims, comparisons, [(sizes, traced(sizes)) for sizes in points(dims)])
+    recording = general.recording
+    for name, n in general.least.items():
         if n > LEAST:
             raise UnsupportedError("Dim", f"the function wants {name!r} to be at least {n}")
+    exception = general.exception(tracer)
+    if exception is not None:
+        raise UnsupportedError(
+            "Dim",
+            f"the function does something else where {told(exception)}, as when one size cuts off "
+            "a slice of another; export it with a smaller range, or without that size",
+        )
     axes: dict[str, tuple[int, int]] = {}
     for place, spec in declared.items():
         assert isinstance(spec, dict)
