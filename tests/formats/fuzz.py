@@ -664,6 +664,8 @@ def fuzz(
                         note(*case, why[0])
                     elif word != "begin":
                         counts[kind][word] += 1
+        except KeyboardInterrupt:
+            end = 0.0
         finally:
             worker.kill()
             worker.communicate()
