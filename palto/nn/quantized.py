@@ -8,6 +8,7 @@ differ in is the bits of a code and how scales and minima are themselves stored.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,6 +22,8 @@ from palto.tensor.dtypes import Array
 
 #: So many rows of a weight lie side by side, so that the sums of neighbouring rows fill vectors.
 ROWS = 32
+#: Bytes of a line of a cache, and of memory that weights share.
+_LINE, _POOLED = 64, 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +173,12 @@ class QuantizedWeight(Module):
         parts = found.read(np.ascontiguousarray(raw).reshape(-1, found.bytes))
         codes = self._grouped(parts.pop("codes"), in_features // found.block, found.block)
         if found.bits == 8:
-            self.codes, self.high = Buffer(codes), None
+            self.codes, self.high = _buffer(codes), None
         else:
             low, high = _packed(codes, found.bits)
-            self.codes, self.high = Buffer(low), None if high is None else Buffer(high)
+            self.codes, self.high = _buffer(low), None if high is None else _buffer(high)
         count = in_features // found.weights
-        self.scales = Buffer(self._grouped(parts["scales"], count))
+        self.scales = _buffer(self._grouped(parts["scales"], count))
         self.minima = self._buffer(parts, "minima", count)
         self.factors = self._buffer(parts, "factors", count, found.weights // found.block)
         self.minimum_factors = self._buffer(
@@ -183,7 +186,7 @@ class QuantizedWeight(Module):
         )
 
     def _buffer(self, parts: dict[str, Array], name: str, *lengths: int) -> Buffer | None:
-        return Buffer(self._grouped(parts[name], *lengths)) if name in parts else None
+        return _buffer(self._grouped(parts[name], *lengths)) if name in parts else None
 
     def _grouped(self, values: Array, *lengths: int) -> Array:
         """(groups, *lengths, 32) of what is stored row by row; rows that are missing are zero."""
@@ -327,6 +330,36 @@ class QuantizedWeight(Module):
     def extra_repr(self) -> str:
         """Kind and sizes."""
         return f"{self.kind}, {self.in_features}, {self.out_features}"
+
+
+class _Pool:
+    """Memory for weights one after the other: for large arrays NumPy asks for large pages.
+
+    With small ones, reading all weights once takes half as long again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = np.empty(0, np.uint8)
+
+    def copy(self, values: Array) -> Array:
+        """The same numbers, in memory that is freed with the last of its neighbours."""
+        size = -(-values.nbytes // _LINE) * _LINE
+        with self._lock:
+            if size > len(self._rest):
+                block = np.empty(max(size, _POOLED) + _LINE, np.uint8)
+                self._rest = block[-block.ctypes.data % _LINE :]
+            place, self._rest = self._rest[: values.nbytes], self._rest[size:]
+        result = place.view(values.dtype).reshape(values.shape)
+        result[...] = values
+        return result
+
+
+_pool = _Pool()
+
+
+def _buffer(values: Array) -> Buffer:
+    return Buffer(F.asarray(_pool.copy(values), copy=False))
 
 
 def _packed(codes: Array, bits: int) -> tuple[Array, Array | None]:

@@ -21,8 +21,6 @@ from palto.tensor.dtypes import DType
 from palto.tensor.graph import Operation
 from palto.tensor.tensor import Tensor
 
-#: From so many elements on, a buffer is not in a cache.
-_BEYOND_CACHES = 2**20
 
 
 #: So many sums of an inner loop go on side by side.
@@ -59,7 +57,8 @@ class Expressions:
         self.known: dict[int, tuple[Index, Element]] = {}
         self.round = 0
         self.guard: Value | None = None
-        self.ahead = 0  # so many elements on, a long buffer is fetched that is read here
+        #: So many bytes on, a buffer is fetched that is read here, if it has at least so many.
+        self.ahead = self.ahead_from = 0
         self._stored = stored
         self._written = written
         self.buffers: dict[Buffer, str] = {}
@@ -371,8 +370,10 @@ class Expressions:
                 base = f.intrinsic("llvm.smin", base, f.constant(buffer.length, "i64"))
                 guard = None
             if guard is None:
-                if self.ahead and buffer.length > _BEYOND_CACHES:
-                    f.prefetch(pointer, f.binary("add", base, f.constant(self.ahead, "i64")), kind)
+                size = size_of(kind)
+                if self.ahead and buffer.length * size >= self.ahead_from:
+                    further = f.constant(self.ahead // size, "i64")
+                    f.prefetch(pointer, f.binary("add", base, further), kind)
                 return f.load(pointer, base, kind, self.lanes, changes=changes)
             return f.masked_load(pointer, base, kind, f.broadcast(guard, self.lanes))
         result = Value("poison", kind, self.lanes)

@@ -33,8 +33,12 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
-#: A product of so few summed elements waits for what its members read: they are fetched ahead.
-_BRIEF, _AHEAD = 64, 128
+#: A product of so few summed elements waits for what its members read: so many bytes are fetched
+#: ahead where no cache holds a buffer.
+_BRIEF, _AHEAD, _BEYOND_CACHES = 64, 512, 2**22
+#: A reduction that walks through memory once has so many bytes fetched ahead, beyond the page, where
+#: processors' own prefetching ends; not of what the nearest cache holds.
+_STREAMED, _BEYOND_NEAREST = 4096, 2**14
 #: What a division of each lane's own index counts, in divisions of an index that lanes share.
 _DIVIDED_LANES = 1000
 
@@ -446,7 +450,8 @@ class Emitter:
         )
         self.plan = plan = _planned(spec, self.machine)
         self.units = plan.units
-        e.ahead = _AHEAD if plan.block_length <= _BRIEF else 0
+        if plan.block_length <= _BRIEF:
+            e.ahead, e.ahead_from = _AHEAD, _BEYOND_CACHES
         partial = None
         if plan.partial:
             partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
@@ -565,6 +570,8 @@ class Emitter:
         *lengths, last = shape
         unroll = min(_UNROLL, max(int(last) // lanes, 1))
         block = lanes * unroll
+        if not lengthwise and int(last) <= block:
+            e.ahead, e.ahead_from = _STREAMED, _BEYOND_NEAREST
         taken = len(lengths) if lengthwise else self._outer(lengths)
         variables = (
             Variable("unit", math.prod(lengths[:taken])),
