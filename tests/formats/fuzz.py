@@ -541,8 +541,10 @@ def work(kinds: list[str], first: int, memory: int) -> None:
 # --- All of them ---------------------------------------------------------------------------------
 
 
-def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any, dict[str, str]]:
-    """Run cases for some time; how many of each kind became what, and the findings, one of a kind.
+def fuzz(
+    kinds: list[str], seconds: float, first: int, memory: int, most: int = 2**63
+) -> tuple[dict[str, collections.Counter[str]], dict[str, str]]:
+    """Run cases for some time, or some more than `most`; what became of them, and the findings.
 
     A process that crashes, or that a case keeps too long, is a finding, and another one goes on.
     """
@@ -556,7 +558,10 @@ def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any
             findings[why] = f"{kind}:{number}"
             print(f"{kind}:{number}: {why}", flush=True)
 
-    while time.monotonic() < end:
+    def is_over() -> bool:
+        return time.monotonic() > end or sum(x.total() for x in counts.values()) > most
+
+    while not is_over():
         worker = subprocess.Popen(
             [sys.executable, __file__, "--work", str(number), "--kinds", *kinds,
              "--memory", str(memory)],
@@ -567,7 +572,7 @@ def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any
         assert worker.stdout is not None and worker.stderr is not None
         case, rest = ("", first), b""
         try:
-            while time.monotonic() < end:
+            while not is_over():
                 if not select.select([worker.stdout], [], [], PATIENCE)[0]:
                     note(*case, f"takes more than {PATIENCE} seconds")
                     break
