@@ -342,7 +342,8 @@ class Learning(RoundTraining[Any, Round]):
                     total = max(round(60 * plan.minutes / seconds), self.WARMUP)
                 speed = plan.batch_size * plan.context / float(np.mean(times[-30:]))
                 remark = f"loss {np.mean(losses[-30:]):.2f}, {speed:,.0f} tokens/s"
-                watch("learning", done / total if total else 0.0, remark)
+                if done != total:
+                    watch("learning", done / total if total else 0.0, remark)
                 if not total or not (
                     stopped() or done == total or done % max(total // ROUNDS, ROUND_STEPS) == 0
                 ):

@@ -160,12 +160,13 @@ def test_likelihoods_are_those_of_the_replies():
 
 
 def test_a_few_conversations_are_learned_by_heart(tmp_path):
-    dialogues = Dialogues([turns for turns in talks(7) for _ in range(1)])
     plan = Plan(**SHORT | {"steps": 150, "width": 32, "hidden": 64, "lr": 1e-2})
-    training = Training(tmp_path, plan, dialogues)
+    training = Training(tmp_path, plan, talks(7))
     before = training.bits_per_byte(training.learn)
     training.run(unwatched)
-    assert training.bits_per_byte(training.learn) < 0.5 < 2 < before
+    after = training.bits_per_byte(training.learn)
+    assert after < 1 < 2 < before
+    assert after < training.bits_per_byte(training.test) - 0.2  # which nobody could know
     assert not {training.learn[k] for k in range(5)} & {training.test[0], training.validation[0]}
 
 
@@ -295,6 +296,7 @@ def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys):
         (["train", "chat", "--width", "31"], "heads of an even width"),
         (["train", "chitchat"], "palto.data.chitchat"),
         (["tune", "chat", "--data", "few.jsonl", "--model", "none"], "none"),
+        (["tune", "chat", "--data", "few.jsonl", "--context", "512"], "at most 256"),
         (["tune", "chat", "--rank", "0"], "rank"),
         (["chat", "--adapter", "none", "hello"], "no adapter"),
     ],
@@ -302,8 +304,12 @@ def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys):
 def test_what_cannot_be_done_is_said(tmp_path, capsys, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "chitchat", talks)
-    monkeypatch.setattr(models, "_from_gguf", lambda path: models.ChatModel("x", None, None, 256))
-    monkeypatch.setattr(models.Files, "path", lambda *_: tmp_path / "model.gguf", raising=False)
+    nobody = models.ChatModel("nobody", nn.Linear(1, 1), None, 256)
+    monkeypatch.setattr(models.Files, "path", lambda *_: tmp_path / "model.gguf")
+    read = models._from_gguf
+    monkeypatch.setattr(
+        models, "_from_gguf", lambda path: nobody if path.name == "model.gguf" else read(path)
+    )
     written(tmp_path / "two.jsonl", talks(2))
     written(tmp_path / "few.jsonl", talks(3))
     (tmp_path / "broken.jsonl").write_text('[]\n[{"role": 1}]')
