@@ -3,8 +3,8 @@
     python benchmarks/dialogue.py
 
 Both take the same rows of tokens, which are made up, from the same weights: forward, backward,
-clipping, AdamW. PyTorch is measured eager and, where a C++ compiler is installed, compiled, with its
-fused optimiser; its best counts. The median of the steps, on all threads.
+clipping, AdamW. PyTorch is measured eager and compiled (which wants a C++ compiler; --eager leaves
+it out), with its fused optimiser; its best counts. The median of the steps, on all threads.
 """
 
 from __future__ import annotations
