@@ -41,6 +41,7 @@ class Reader:
 
     Attributes:
         context: the longest conversation.
+        cells: where keys and values lie of the conversation that is being read.
 
     Raises:
         ValueError: a context that is too small, or longer than the model's.
@@ -56,7 +57,7 @@ class Reader:
         self.context = context
         self._vocabulary = found.tokenizer.vocabulary
         self._cache = found.model.new_cache(context)
-        self._cells = [*self._cache.keys, *self._cache.values]
+        self.cells = [*self._cache.keys, *self._cache.values]
         self._slot: Slot | None = None
         model, cache = found.model, self._cache
 
@@ -68,6 +69,11 @@ class Reader:
         chunk = palto.Dim("chunk", max=CHUNK)
         self._one = palto.compile(read, dynamic_shapes={"length": length})
         self._many = palto.compile(read, dynamic_shapes={"tokens": {1: chunk}, "length": length})
+
+    @property
+    def program_count(self) -> int:
+        """How many programs have been needed."""
+        return self._one.program_count + self._many.program_count
 
     def new_slot(self) -> Slot:
         """A memory for another conversation."""
@@ -98,9 +104,9 @@ class Reader:
         if self._slot is slot:
             return
         if self._slot is not None:
-            self._slot.arrays = [cell.array() for cell in self._cells]
+            self._slot.arrays = [cell.array() for cell in self.cells]
         arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
-        for cell in self._cells:
+        for cell in self.cells:
             # Zeros take memory only where something is written.
             cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
         self._slot = slot

@@ -31,6 +31,8 @@ _LARGEST_EXPRESSION = 48
 #: The most tensors that one nest computes, and reads besides.
 _MOST_MEMBERS, _MOST_READS = 16, 40
 _INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
+#: So many elements are large for a core's cache.
+_LARGE = 2**14
 #: Results of a sum that are enough to share out, even if each has much to do.
 _WIDE = 128
 _LIBRARY = ("sort", "fft")
@@ -94,6 +96,8 @@ class Fuser:
                 self._roots.discard(id(x))
         self._roots |= self._updates
         self._choose_roots()
+        #: What some nest reads, by identity.
+        self._read_somewhere: set[int] = set()
         #: What waits for somebody who reads it, to be computed there, by identity.
         self._waiting: dict[int, Tensor] = {}
         self.kept = 0
@@ -237,7 +241,7 @@ class Fuser:
     def _repeated(self, operation: Operation) -> Iterable[Tensor]:
         """Inputs of which an element is read more than once, or by somebody else than a nest."""
         name, inputs = operation.primitive.name, operation.inputs
-        if name in ("expand", "gather"):
+        if name == "gather" or (name == "expand" and not self._is_converted(inputs[0])):
             return [x for x in inputs if int(x.size) < int(operation.output().size)]
         if name == "dynamic_update_slice" or name in views.TABLE:
             return inputs[1:]  # indices
@@ -246,6 +250,15 @@ class Fuser:
         if name in ("scatter_add", "random_bits"):
             return inputs
         return ()
+
+    def _is_converted(self, tensor: Tensor) -> bool:
+        """Whether it is what lies in memory in another dtype, which is as soon converted as read."""
+        x = read_through(tensor, self._whole(tensor), self.is_stored).tensor
+        operation = x.operation if not self.is_stored(x) else None
+        if operation is None or operation.primitive.name != "cast":
+            return False
+        (source,) = operation.inputs
+        return self.is_stored(read_through(source, self._whole(source), self.is_stored).tensor)
 
     def _force(self, tensor: Tensor) -> None:
         """Give memory to what is computed behind plain views."""
@@ -398,6 +411,7 @@ class Fuser:
         return walk.reads
 
     def _note(self, nest: Nest, reads: Reads) -> None:
+        self._read_somewhere |= {id(t) for t, _ in reads}
         known = {(id(t), i) for t, i in nest.reads}
         nest.reads += [(t, i) for t, i in reads if (id(t), i) not in known]
 
@@ -535,16 +549,24 @@ class Fuser:
 
     def _join_all(self, items: Sequence[Item], early: bool) -> bool:
         """Put tensors into the first nest that takes them all."""
-        last = -1
+        last, reads = -1, set()
         for tensor, source, *_ in items:
             for x, _ in self._reads(source, self._whole(source), inside=source is tensor):
                 home = self.home.get(id(x))  # none yet for what is among the items
                 if home is not None:
                     last = max(last, home.position)
+                if x._value is None:
+                    reads.add(id(x))
         is_late = any(id(tensor) in self._late for tensor, *_ in items)
         _, source, *_ = items[-1]
-        for nest in self.nests[max(last, self.kept) :]:
+        is_large = not is_late and int(source.size) >= _LARGE
+        first = max(last, self.kept)
+        if is_large and last < 0 and not reads & self._read_somewhere:
+            first = len(self.nests)
+        for nest in self.nests[first:]:
             if not isinstance(nest, Group) or source.size == 0 or (is_late and nest.early):
+                continue
+            if is_large and not self._is_akin(nest, reads):
                 continue
             if self._try_all(nest, items):
                 return True
@@ -555,6 +577,16 @@ class Fuser:
             return True
         self.nests.pop()
         return False
+
+    @staticmethod
+    def _is_akin(group: Group, reads: Set[int]) -> bool:
+        """Whether a group computes or reads any of some tensors.
+
+        If not, there is nothing to share, and large results would only lie in memory for longer.
+        """
+        return any(id(x) in reads for x in group.outputs) or any(
+            id(x) in reads for x, _ in group.reads
+        )
 
     def _try_all(self, group: Group, items: Sequence[Item]) -> bool:
         """Put all of them into a group, or none."""
@@ -599,12 +631,12 @@ class Fuser:
     @staticmethod
     def _kind(group: Group, source: Tensor, rows: int | None) -> str | None:
         """What a tensor would be in a group; None if it covers other places."""
-        size = math.prod(group.shape)
+        size = source.size
         if rows is None:
-            if source.size == size:
+            if size == group.size:
                 return "map"
-            return "row" if group.rows is not None and source.size == group.row_count else None
-        if source.size != size or group.product is not None:
+            return "row" if group.rows is not None and size == group.row_count else None
+        if size != group.size or group.product is not None:
             return None
         if group.rows is None:
             for count in range(len(group.shape) + 1):

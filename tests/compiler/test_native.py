@@ -1334,6 +1334,61 @@ def test_functions_of_nothing_and_of_everything_constant(executor):
 # --- Threads -------------------------------------------------------------------------------------
 
 
+# --- Sums inside sums ----------------------------------------------------------------------------
+
+
+def scaled_blocks(codes, x, scales):
+    """(n, blocks, length, 128) with a scale of each block: the sum over blocks and lengths."""
+    return palto.sum(palto.sum(codes * x, axis=2) * scales, axis=1)
+
+
+def two_products(a, b, x):
+    """A sum of two products, and a constant that depends on the place in the inner sum."""
+    places = palto.expand_dims(palto.astype(palto.arange(a.shape[2]), a.dtype), -1)
+    return palto.sum(-palto.sum(a * x + b * places, axis=2), axis=1)
+
+
+def in_three_levels(codes, x, scales):
+    parts = palto.reshape(codes * x, (*codes.shape[:2], -1, 2, codes.shape[-1]))
+    inner = palto.sum(palto.sum(parts, axis=3) * 2, axis=2)
+    return palto.sum(inner * scales, axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "complex64"])
+@pytest.mark.parametrize("shape", [(3, 5, 6, 128), (1, 2, 1, 200), (2, 1, 8, 131), (4, 40, 2, 16)])
+def test_a_sum_inside_a_sum(dtype, shape, executor):
+    codes, scales = numbers(dtype, shape), numbers(dtype, (*shape[:2], shape[3]))
+    x = numbers(dtype, (*shape[:3], 1))
+    run_both(scaled_blocks, codes, x, scales, rtol=1e-4)
+    run_both(two_products, codes, codes[:, :, ::-1], x, rtol=1e-4)
+    if shape[2] % 2 == 0:
+        run_both(in_three_levels, codes, x, scales, rtol=1e-4)
+
+
+def test_a_sum_inside_a_sum_is_no_step():
+    codes, x = numbers("float32", (3, 5, 6, 128)), numbers("float32", (3, 5, 6, 1))
+    scales = numbers("float32", (3, 5, 128))
+    compiled = palto.compile(scaled_blocks)
+    compiled(codes, x, scales)
+    assert [row.kind for row in compiled.explain().rows] == ["reduce", "map"]
+
+
+def test_large_tensors_that_share_nothing_are_computed_when_they_are_needed():
+    """Each weight is unpacked before its product, so that one place in memory is enough for all."""
+    weights = [palto.Cell(numbers("int8", (256, 256))) for _ in range(6)]
+
+    @palto.compile
+    def product(x):
+        for weight in weights:
+            x = x @ weight.astype(palto.float32) / 256
+        return x
+
+    product(numbers("float32", (64, 256)))
+    rows = product.explain().rows
+    assert [row.kind for row in rows] == ["map", "matmul"] * 6
+    assert product.explain().arena_bytes < 2 * 256 * 256 * 4 + 3 * 64 * 256 * 4
+
+
 def test_large_arrays_have_the_same_bits_with_any_threads():
     x, w = numbers("float32", (257, 300)), numbers("float32", (300, 129))
     image, kernel = numbers("float32", (3, 33, 31, 16)), numbers("float32", (3, 3, 16, 32))

@@ -469,14 +469,15 @@ class Emitter:
             index = f.binary("add", index, f.constant(at.constant, "i64"))
             return f.load(e.pointer(buffer), index, kind, lanes)
 
-        def prefetch_a(index: Value) -> None:
-            index = f.binary("add", index, f.constant(a[1].constant, "i64"))
-            f.prefetch(e.pointer(a[0]), index, kind)
+        def prefetch(operand: tuple[Buffer, Index], index: Value, level: int = 1) -> None:
+            buffer, at = operand
+            index = f.binary("add", index, f.constant(at.constant, "i64"))
+            f.prefetch(e.pointer(buffer), index, kind, level=level)
 
         contract.emit(
             f, plan, lambda i, lanes=1: load(a, i, lanes), lambda i, lanes: load(b, i, lanes),
             partial, f.parameters["first"], f.parameters["last"], finish,
-            prefetch_a=prefetch_a,
+            lambda i: prefetch(b, i), prefetch_a=lambda i, level: prefetch(a, i, level),
             expect=expect if far else None,
         )  # fmt: skip
 

@@ -135,6 +135,8 @@ imag = _complex_part("imag", np.imag, 1j)
 def _cast_numpy(x: Array, *, dtype: DType) -> Array:
     if x.dtype.kind == "c" and dtype.kind != "c":
         x = x.real
+    if dtype in dtypes.STORAGE:  # rounded twice, as compiled
+        x = x.astype(np.float32)
     return x.astype(dtype)
 
 
