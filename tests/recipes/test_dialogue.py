@@ -12,6 +12,7 @@ from palto import cli, data, nn
 from palto.data import Dialogues, Turn
 from palto.recipes import dialogue
 from palto.recipes.dialogue import Batches, Judge, Plan, Question, Training, Tune, Tuning
+from palto.train import TrainingStopped
 
 tokenizers = pytest.importorskip(
     "tokenizers", reason="tokenizers is not installed (pip install 'palto[chat]')"
@@ -213,6 +214,14 @@ def test_minutes_become_steps(tmp_path, monkeypatch):
     training = Training(tmp_path, Plan(**SHORT | {"steps": 0, "minutes": 1e-7}), talks())
     training.run(unwatched)
     assert training.rounds[-1].of == training.rounds[-1].steps == 5
+
+
+def test_numbers_that_are_not_finite_end_it_with_a_word(tmp_path):
+    training = Training(tmp_path, Plan(**SHORT), talks())
+    nn.init.constant_(training.model.model.norm.weight, float("nan"))
+    with pytest.raises(TrainingStopped, match=r"step 1: .*not finite.*lower --lr in another"):
+        training.run(unwatched)
+    assert not training.rounds
 
 
 @pytest.mark.parametrize(
