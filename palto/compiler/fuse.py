@@ -113,8 +113,9 @@ class Fuser:
             self._settle([check.tensor], early=True)
             self._append(check, early=True)
             self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
+        placed = early_ones | kept
         for operation in graph.operations:
-            if operation.sequence not in early_ones | kept:
+            if operation.sequence not in placed:
                 self._place(operation, early=False)
 
     def is_stored(self, tensor: Tensor) -> bool:
