@@ -252,7 +252,7 @@ class Fuser:
         return ()
 
     def _is_converted(self, tensor: Tensor) -> bool:
-        """Whether it is what lies in memory in another dtype, which is as soon converted as read."""
+        """Whether it lies in memory in another dtype, which is converted as soon as read."""
         x = read_through(tensor, self._whole(tensor), self.is_stored).tensor
         operation = x.operation if not self.is_stored(x) else None
         if operation is None or operation.primitive.name != "cast":
