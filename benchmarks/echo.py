@@ -1,10 +1,10 @@
-"""The training of the echo canceller beside the same recipe in PyTorch, step by step in turn.
+"""The echo canceller: its training beside the same recipe in PyTorch, and how fast it is in a call.
 
     python benchmarks/echo.py
 
-Both take the next 50 frames of 16 calls, get their spectra at 64 frequencies, run the filter over
-them from where it was, go back, clip, and take a step of Adam. Sound is noise, for its kind does
-not change the time. The median of 200 steps counts, on one thread each.
+Steps are taken in turn. Both take the next 50 frames of 16 calls, get their spectra at 64
+frequencies, run the filter over them from where it was, go back, clip, and take a step of Adam.
+Sound is noise, for its kind does not change the time.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ class TorchTraining:
         self.window = torch.hann_window(echo.WINDOW)
 
     def start(self, rows: int) -> Any:
-        """Last far frames, filters, those before, memory, before anything was heard."""
+        """Energies, last far frames, filters, those before, memory, before anything was heard."""
         h = torch.zeros((rows, echo.TAPS), dtype=torch.complex64)
-        return h[:, 1:].T, h, h, (torch.zeros((2 * rows, 18)),) * 2
+        return (0.0, 0.0), h[:, 1:].T, h, h, (torch.zeros((2 * rows, 18)),) * 2
 
     def step(self, state: Any, batch: echo.Batch) -> tuple[float, Any]:
         """One step; its loss and state. Calls begin all at once."""
@@ -127,7 +127,7 @@ class TorchTraining:
         places = torch.from_numpy(batch.bins)[:, None, :, None].expand(-1, 3, -1, spectra.shape[3])
         spectra = spectra.gather(2, places)  # (calls, 3, bins, frames)
         far, mic, wanted = spectra.permute(1, 3, 0, 2).reshape(3, -1, rows)
-        past, h, before, memory = self.start(rows) if batch.is_new[0] else state
+        so_far, past, h, before, memory = self.start(rows) if batch.is_new[0] else state
         far = torch.cat([past, far])
         found = []
         for t in range(len(mic)):
@@ -143,9 +143,9 @@ class TorchTraining:
             h, before = moved, h
             found.append((x * h).sum(1))
         parts = (len(mic), count, -1)
-        left = _power(torch.stack(found) - wanted).view(parts).sum((0, 2))
+        left = so_far[0] + _power(torch.stack(found) - wanted).view(parts).sum((0, 2))
+        energy = so_far[1] + _power(wanted).view(parts).sum((0, 2))
         floor = torch.from_numpy(batch.floor)
-        energy = _power(wanted).view(parts).sum((0, 2))
         losses = 10 * torch.log10((left + floor) / (energy + floor))
         kept = losses.detach() < echo.DIVERGED
         loss = torch.where(kept, losses, 0.0).sum() / kept.sum().clamp(min=1)
@@ -153,8 +153,10 @@ class TorchTraining:
         loss.backward()
         layers.utils.clip_grad_norm_(self.gain.parameters(), 1.0)
         self.optimizer.step()
-        past = far[-echo.TAPS + 1 :]
-        return loss.item(), (past, h.detach(), before.detach(), [x.detach() for x in memory])
+        past, so_far = far[-echo.TAPS + 1 :], (left.detach(), energy)
+        return loss.item(), (
+            so_far, past, h.detach(), before.detach(), [x.detach() for x in memory]
+        )  # fmt: skip
 
 
 def _power(x: Any) -> Any:
@@ -164,30 +166,63 @@ def _power(x: Any) -> Any:
 # --- Side by side --------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    options = parser.parse_args()
-    palto.set_num_threads(1)
-    torch.set_num_threads(1)
+def compare(steps: int, threads: int) -> None:
+    """Time steps of both in turn, and print the medians."""
+    palto.set_num_threads(threads)
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         training = echo.Training(folder, echo.Plan())
     peer = TorchTraining(training.model, lambda x: torch.optim.Adam(x, 3e-3, fused=True))
     ours, theirs = training.start(), None
     times: tuple[list[float], list[float]] = ([], [])
-    for batch in batches(steps=options.steps + 1):
+    for batch in batches(steps=steps + 1):
         begun = time.perf_counter()
         _, _, ours = training.step(ours, *vars(batch).values())
         between = time.perf_counter()
         _, theirs = peer.step(theirs, batch)
         times[0].append(between - begun)
         times[1].append(time.perf_counter() - between)
-    mine, other = (statistics.median(side[1:]) for side in times)  # the first compiles
+    for name, kept in (("median", statistics.median), ("fastest", min)):
+        mine, other = (kept(side[1:]) for side in times)  # the first compiles
+        print(
+            f"training, {threads} {_plural('thread', threads)}, {name} of {steps} steps: "
+            f"Palto {mine * 1e3:.0f} ms, PyTorch {other * 1e3:.0f} ms, {other / mine:.1f}x"
+        )
+
+
+def follow_a_call(seconds: int) -> None:
+    """Take the echo out of a call as it comes, frame by frame on one thread, and print the time."""
+    palto.set_num_threads(1)
+    canceller = echo.Canceller(echo.load_filter()[0])
+    frames = seconds * echo.RATE // echo.HOP
+    sound = np.random.default_rng(0).normal(size=(2, frames + 1, echo.HOP)).astype(np.float32) * 0.1
+    times = []
+    for far, mic in zip(*sound, strict=True):
+        begun = time.perf_counter()
+        canceller.process(far, mic)
+        times.append(time.perf_counter() - begun)
+    each, took = echo.HOP / echo.RATE, times[1:]  # the first compiles
     print(
-        f"median of {options.steps} steps: Palto {mine * 1e3:.0f} ms, "
-        f"PyTorch {other * 1e3:.0f} ms, {other / mine:.1f}x"
+        f"a call of {seconds} s, frame by frame, 1 thread: real-time factor "
+        f"{sum(took) / frames / each:.3f} (median frame {statistics.median(took) / each:.3f}, "
+        f"slowest {max(took) / each:.2f})"
     )
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=int, default=30, help="how long the call is")
+    options = parser.parse_args()
+    for threads in options.threads:
+        compare(options.steps, threads)
+    follow_a_call(options.seconds)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,8 @@ SOURCES = sorted(ROOT.glob("palto/**/*.py"))
 # --- Who may import whom -------------------------------------------------------------------------
 
 #: Rooms that stand beside the engine, each for one use of it.
-BUILT_UPON_IT = {
-    "theory", "draw", "label", "serve", "chat", "web", "classical", "adaptive", "comparison",
-}  # fmt: skip
-FOR_RECIPES = {"theory", "draw", "chat", "classical", "adaptive", "comparison"}
+FOR_RECIPES = {"theory", "draw", "chat", "classical", "acoustics", "adaptive", "comparison"}
+BUILT_UPON_IT = {"label", "serve", "web", *FOR_RECIPES}
 #: A room is a folder or a file right under palto/. What each may import besides itself.
 MAY_IMPORT = {
     "extras": set(),
@@ -44,6 +42,7 @@ MAY_IMPORT = {
     "recipes": {"palto", "nn", "optim", "data", "train", "formats", *FOR_RECIPES},
     "theory": {"tensor", "backprop", "compiler", "nn", "optim"},
     "classical": {"data"},
+    "acoustics": {"formats"},
     "adaptive": set(),
     "comparison": {"train"},
     "draw": {"tensor", "backprop", "compiler", "nn", "optim", "data", "train"},

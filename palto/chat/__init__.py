@@ -1,0 +1,1 @@
+"""Chat: models that answer, in the terminal and on a page."""

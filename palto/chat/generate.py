@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Reader:
 
     Attributes:
         context: the longest conversation.
+        cells: where keys and values lie of the conversation that is being read.
 
     Raises:
         ValueError: a context that is too small, or longer than the model's.
@@ -47,15 +49,15 @@ class Reader:
 
     def __init__(self, found: ChatModel, context: int | None = None) -> None:
         context = found.context if context is None else context
-        if not 16 <= context <= found.context:
+        if not CHUNK < context <= found.context:
             raise ValueError(
-                f"a context should be from 16 to {found.context:,} tokens, which {found.name} has "
-                f"learned to overlook; got {context:,}"
+                f"a context should be from {CHUNK + 1} to {found.context:,} tokens, which "
+                f"{found.name} has learned to overlook; got {context:,}"
             )
         self.context = context
         self._vocabulary = found.tokenizer.vocabulary
         self._cache = found.model.new_cache(context)
-        self._cells = [*self._cache.keys, *self._cache.values]
+        self.cells = [*self._cache.keys, *self._cache.values]
         self._slot: Slot | None = None
         model, cache = found.model, self._cache
 
@@ -64,9 +66,14 @@ class Reader:
             return model.logits(hidden[:, -1])[0]
 
         length = palto.Dim("length", max=context)
-        chunk = palto.Dim("chunk", max=min(CHUNK, context))
+        chunk = palto.Dim("chunk", max=CHUNK)
         self._one = palto.compile(read, dynamic_shapes={"length": length})
         self._many = palto.compile(read, dynamic_shapes={"tokens": {1: chunk}, "length": length})
+
+    @property
+    def program_count(self) -> int:
+        """How many programs have been needed."""
+        return self._one.program_count + self._many.program_count
 
     def new_slot(self) -> Slot:
         """A memory for another conversation."""
@@ -79,18 +86,17 @@ class Reader:
             The logits of the token after them, float32 (vocabulary,).
         """
         self._enter(slot)
-        position = len(slot.tokens)
-        step = self._one if len(tokens) == 1 else self._many
-        logits = step(
-            np.asarray([tokens], np.int64), np.asarray(position), position + len(tokens)
-        )
+        position, step = len(slot.tokens), self._one if len(tokens) == 1 else self._many
+        # Always longer than what is read, so that one program serves beginnings, too.
+        length = max(position, 1) + len(tokens)
+        logits = step(np.asarray([tokens], np.int64), np.asarray(position), length)
         slot.tokens += tokens
         return np.asarray(logits.array()[: self._vocabulary])
 
     def warm_up(self) -> None:
         """Make the programs, so that nobody waits for them later."""
         slot = self.new_slot()
-        for count in (3, 2, 1):  # a beginning, a part that follows, a single token
+        for count in (2, 1):  # programs for several tokens, and for one
             self.read(slot, [0] * count)
 
     def _enter(self, slot: Slot) -> None:
@@ -98,9 +104,9 @@ class Reader:
         if self._slot is slot:
             return
         if self._slot is not None:
-            self._slot.arrays = [cell.array() for cell in self._cells]
+            self._slot.arrays = [cell.array() for cell in self.cells]
         arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
-        for cell in self._cells:
+        for cell in self.cells:
             # Zeros take memory only where something is written.
             cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
         self._slot = slot
@@ -153,9 +159,15 @@ def fit(found: ChatModel, turns: Sequence[Turn], context: int, max_tokens: int) 
     target = -(-(whole - room) // half) * half
     start = int(bool(turns) and turns[0]["role"] == "system")
     cuts = [k for k, turn in enumerate(turns) if turn["role"] == "user" and k > start]
-    for cut in cuts:
-        tokens = found.tokenizer.prompt([*turns[:start], *turns[cut:]])
-        if whole - len(tokens) >= target or (cut == cuts[-1] and len(tokens) <= room):
+
+    def cut_at(cut: int) -> list[int]:
+        return found.tokenizer.prompt([*turns[:start], *turns[cut:]])
+
+    place = bisect.bisect_left(cuts, target, key=lambda cut: whole - len(cut_at(cut)))
+    if cuts:
+        cut = cuts[min(place, len(cuts) - 1)]
+        tokens = cut_at(cut)
+        if len(tokens) <= room:
             return Prompt(tokens, cut - start)
     raise ValueError(
         f"this message is too long: with all that belongs to it it has {len(tokens):,} tokens, and "

@@ -63,12 +63,12 @@ class Sampler:
         """
         if not self._options.temperature:
             logits = penalised(logits, before, self._options.repetition_penalty)
-            likeliest = int(logits.argmax())
+            likeliest = int(np.argmax(logits))
             if not np.isfinite(logits[likeliest]):
                 raise ValueError("the model's output is no number: its file may be damaged")
             return likeliest
         tokens, shares = distribution(logits, self._options, before)
-        place = np.searchsorted(np.cumsum(shares), self._random.random(), side="right")
+        place = int(np.searchsorted(np.cumsum(shares), self._random.random(), side="right"))
         return int(tokens[min(place, len(tokens) - 1)])
 
 

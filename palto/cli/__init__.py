@@ -19,6 +19,7 @@ from palto.cli.label import Label
 from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.cli.serve import Serve
+from palto.cli.tune import Tune
 from palto.data import DataUnavailableError
 from palto.extras import MissingExtraError, require
 from palto.train.trainer import TrainingStopped
@@ -36,15 +37,22 @@ _COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "summary": Summary,
     "data": Data,
+    "tune": Tune,
     "label": Label,
     "drive": Drive,
     "echo": Echo,
     "chat": Chat,
 }
 
-#: `palto train NAME` trains these applications, each by the class `Command` of cli/train_NAME.py,
-#: which is imported only then, for it may need its extra's libraries: the extra, and one of them.
-_APPLICATIONS = {"drive": "gymnasium", "echo": "av"}
+#: `palto train NAME` and `palto tune NAME` are the class `Command` of cli/train_NAME.py and so on,
+#: which is imported only then, for it may need its extra's libraries: the extra is NAME, one of the
+#: libraries is given here.
+_APPLICATIONS = {
+    ("train", "drive"): "gymnasium",
+    ("train", "echo"): "av",
+    ("train", "chat"): "tokenizers",
+    ("tune", "chat"): "tokenizers",
+}
 
 #: Errors whose message says all: where in Palto they were noticed helps nobody here.
 _EXPLAINED = (
@@ -73,11 +81,11 @@ def _command(words: list[str]) -> Any:
         MissingExtraError: the libraries of an application are not installed.
         SystemExit: help was asked for, or something that is not understood.
     """
-    if words[:1] == ["train"] and words[1:2] and words[1] in _APPLICATIONS:
-        name = words[1]
-        require(_APPLICATIONS[name], name, f"palto train {name}")
-        kind = importlib.import_module(f"palto.cli.train_{name}").Command
-        return tyro.cli(kind, prog=f"palto train {name}", args=words[2:])
+    if len(words) > 1 and (library := _APPLICATIONS.get((words[0], words[1]))):
+        verb, name = words[:2]
+        require(library, name, f"palto {verb} {name}")
+        kind = importlib.import_module(f"palto.cli.{verb}_{name}").Command
+        return tyro.cli(kind, prog=f"palto {verb} {name}", args=words[2:])
     markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
     markers["train"] = tyro.conf.subcommand("train", default=preset_named(words))
     kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]

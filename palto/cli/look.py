@@ -40,8 +40,8 @@ class Data:
     def run(self) -> int:
         """Do it."""
         if self.fetch is not None:
-            train, _ = data.open_source(self.fetch)
-            print(f"{self.fetch}: {len(train):,} training examples, {train.licence}")
+            source = data.fetch_source(self.fetch)
+            print(f"{source.name}: {source.what}; {source.licence}")
             return 0
         table = Table("name", "what", "size", "licence", "here")
         for row in data.available():

@@ -186,10 +186,8 @@ class Profile:
         explanation = run.explain(
             run.examples(), training=not self.inference, batch_size=self.batch_size
         )
-        rows = explanation.slowest(len(explanation.rows))
         console = Console()
-        print(explanation.table(rows, console.width if console.is_terminal else None))
-        print(explanation.summary())
+        print(explanation.profile(console.width if console.is_terminal else None))
         return 0
 
 

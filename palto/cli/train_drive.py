@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from palto.cli.drive import duration
-from palto.cli.rounds import Watch
+from palto.cli.rounds import INTERRUPTED, part, train, words
 from palto.draw import new_figure, save
 from palto.recipes import drive
 from palto.recipes.drive import Plan, Round, Training
@@ -39,21 +37,14 @@ class Command(Plan):
 
     def run(self) -> int:
         """Do it."""
-        plan = Plan(**{x.name: getattr(self, x.name) for x in dataclasses.fields(Plan)})
-        console = Console()
+        plan = part(self, Plan)
         training = Training(self.out, plan)
-        if training.rounds:
-            console.print(f"{self.out}: going on after {len(training.rounds)} rounds")
-        try:
-            with Watch(console) as watch:
-                training.run(watch.told)
-                training.take_best()
-                laps = drive.examine(training.model, plan, watch.told)
-        except KeyboardInterrupt:
-            console.print("stopped; the same command goes on after the last whole round")
-            return 130
-        record = drive.save_pilot(training, laps, " ".join(["palto", *sys.argv[1:]]))
+        laps = train(training, lambda watch: drive.examine(training.model, plan, watch))
+        if laps is None:
+            return INTERRUPTED
+        record = drive.save_pilot(training, laps, words())
         draw_rounds(self.out / FIGURE, training.rounds)
+        console = Console()
         console.print(_table(record))
         console.print(f"see it drive: palto drive --run {self.out} --video lap.mp4")
         return 0

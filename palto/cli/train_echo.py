@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from palto.cli.rounds import Watch
+from palto.cli.rounds import INTERRUPTED, part, train, words
 from palto.draw import new_figure, save
 from palto.recipes import echo
 from palto.recipes.echo import Plan, Round, Training
@@ -38,21 +36,14 @@ class Command(Plan):
 
     def run(self) -> int:
         """Do it."""
-        plan = Plan(**{x.name: getattr(self, x.name) for x in dataclasses.fields(Plan)})
-        console = Console()
+        plan = part(self, Plan)
         training = Training(self.out, plan)
-        if training.rounds:
-            console.print(f"{self.out}: going on after step {training.rounds[-1].steps}")
-        try:
-            with Watch(console) as watch:
-                training.run(watch.told)
-                training.take_best()
-                tests = echo.examine(training.model, plan, watch.told)
-        except KeyboardInterrupt:
-            console.print("stopped; the same command goes on after the last whole round")
-            return 130
-        record = echo.save_filter(training, tests, " ".join(["palto", *sys.argv[1:]]))
+        tests = train(training, lambda watch: echo.examine(training.model, plan, watch))
+        if tests is None:
+            return INTERRUPTED
+        record = echo.save_filter(training, tests, words())
         draw_rounds(self.out / FIGURE, training.rounds)
+        console = Console()
         for kind, scores in record["tests"].items():
             console.print(_table(kind, scores))
         console.print(f"use it: palto echo --run {self.out} -x far.wav -y mic.wav -o out.wav")

@@ -1,7 +1,7 @@
 """From a Python function to a program: trace, simplify, fuse, native code."""
 
 from palto.compiler.compile import CompiledFunction, compile
-from palto.compiler.explain import Explanation
+from palto.compiler.executor import Explanation
 from palto.compiler.sizes import Dim
 from palto.compiler.team import get_num_threads, set_num_threads
 from palto.compiler.xla import XLA

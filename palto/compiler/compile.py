@@ -9,7 +9,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -19,17 +19,14 @@ from palto.backprop import BackwardError
 from palto.compiler.dynamic import (
     Declared,
     DynamicShapes,
-    generalise,
-    order,
+    General,
     points,
     with_sizes,
 )
-from palto.compiler.executor import Executor, Runnable, dense
+from palto.compiler.executor import Executor, Explanation, Runnable, dense
 from palto.compiler.executors import chosen
-from palto.compiler.explain import Explanation, explain, made_up
 from palto.compiler.guards import Guards
-from palto.compiler.program import Program
-from palto.compiler.sizes import LEAST, Dim
+from palto.compiler.sizes import LEAST, Comparisons
 from palto.compiler.trace import VALUE, Recording, difference, record
 from palto.tensor import dtypes
 from palto.tensor.graph import Array, Spec, current_trace, is_grad_enabled
@@ -49,12 +46,10 @@ class _Entry:
     guards: Guards
     recording: Recording
     program: Runnable
-    #: The sizes below which it is not the right one.
-    least: dict[str, int]
+    #: For which run-time sizes it is the right one, if it has some.
+    general: General | None = None
     #: What calls of plain arrays look like for which it is; see `_form`.
     form: Any = None
-    #: Whether it is right for sizes that stand to each other in such an order; see `order`.
-    orders: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     def changed(self) -> str | None:
         fact = self.guards.changed()
@@ -140,7 +135,8 @@ class CompiledFunction:
         """Say what the program does, step by step, and how long each step takes.
 
         The program runs several times on copies: no parameter and no other cell changes. Print
-        what is returned.
+        what is returned: of a native program a `NativeExplanation`; of one by XLA an
+        `XLAExplanation`, which knows no times of steps.
 
         Args:
             *args: those of a call, for whose program it is. Without any, it is the program of the
@@ -159,28 +155,20 @@ class CompiledFunction:
             raise TraceError(f"explain() runs {self._name}, which cannot be inside a program")
         if not is_empty or self._takes(args):
             entry, arrays, sizes = self._prepare(args, kwargs)
-            return explain(self._native(entry), arrays, self._name, sizes)
+            return entry.program.explain(arrays, self._name, sizes)
         if self._latest is None:
             raise ValueError(
                 f"{self._name} has no program yet: call it first, or give explain() the arguments "
                 f"of a call, as in {self._name}.explain(inputs, targets)"
             )
-        program = self._native(self._latest)
+        program = self._latest.program
         try:
-            return explain(program, made_up(program), self._name, program.greatest)
+            return program.explain(program.made_up(), self._name, program.greatest)
         except Exception as error:
             error.add_note(
                 "explain() without arguments makes some up; give it those of a call instead"
             )
             raise
-
-    def _native(self, entry: _Entry) -> Program:
-        if not isinstance(entry.program, Program):
-            raise ValueError(
-                f"explain() shows the steps of native programs, and {self._name} runs by another "
-                "executor: compile it with executor='native' (without PALTO_EXECUTOR)"
-            )
-        return entry.program
 
     def _takes(self, args: tuple[Any, ...]) -> bool:
         """Whether these arguments are enough."""
@@ -204,39 +192,13 @@ class CompiledFunction:
         entry = None
         if sizes and min(sizes.values()) >= LEAST:
             entry = self._entry(leaves, arrays, tree, declared, sizes)
-        if (
-            entry is None
-            or any(sizes[name] < least for name, least in entry.least.items())
-            or not self._is_for_order(entry, leaves, arrays, tree, declared, sizes)
-        ):
+            tracer = functools.partial(self._tracer, leaves, arrays, tree, declared)
+            if entry.general is None or not entry.general.is_for(sizes, tracer):
+                entry = None
+        if entry is None:
             entry, sizes = self._entry(leaves, arrays, tree, {}, {}), {}
         self._latest = entry
         return entry, [array for array in arrays if array is not None], sizes
-
-    def _is_for_order(
-        self,
-        entry: _Entry,
-        leaves: Sequence[Any],
-        arrays: Sequence[Array | None],
-        tree: Tree,
-        declared: dict[int, Declared],
-        sizes: dict[str, int],
-    ) -> bool:
-        """Whether a program is right where one run-time size is greater than another, or less.
-
-        It was traced where they stand in some orders only. In another one a slice, say, may be cut
-        off by the other of two sizes: then these sizes want a program of their own.
-        """
-        found = order(sizes)
-        if found not in entry.orders:
-            traced = self._tracer(leaves, arrays, tree, declared)
-            dims = self._dims([*sizes])
-            try:
-                generalise(dims, [(x, traced(x)) for x in (*points(dims)[:-1], sizes)])
-                entry.orders[found] = True
-            except TraceError:
-                entry.orders[found] = False
-        return entry.orders[found]
 
     def _as_array(self, leaf: Any) -> Array | None:
         """The value of an argument that a program takes; None for one it is built for."""
@@ -328,13 +290,14 @@ class CompiledFunction:
         declared: dict[int, Declared],
         names: Sequence[str],
     ) -> _Entry:
-        traced = self._tracer(leaves, arrays, tree, declared)
+        dims = [self._dynamic.dims[name] for name in names] if self._dynamic else []
+        comparisons = Comparisons(dims)
+        traced = self._tracer(leaves, arrays, tree, declared, comparisons)
         statics = [
             leaf
             for place, (leaf, array) in enumerate(zip(leaves, arrays, strict=True))
             if array is None and place not in declared
         ]
-        dims = self._dims(names)
         sampled = points(dims) if dims else [{}]
         guards = Guards(self._function, statics)
         drawn = _drawn()
@@ -351,18 +314,16 @@ class CompiledFunction:
                 "function may not depend on a clock, Python's or NumPy's random numbers, a "
                 "counter, or an iterator; use palto.random, a palto.Cell, or an argument"
             )
-        least: dict[str, int] = {}
+        general = None
         if dims:
             others = [(sizes, traced(sizes)) for sizes in sampled[1:]]
-            recording, least = generalise(dims, [(sampled[0], recording), *others])
+            general = General(dims, comparisons, [(sampled[0], recording), *others])
+            recording = general.recording
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
         greatest = {dim.name: dim.max for dim in dims}
         program = self._executor.program(recording, greatest, keep_grad=self._keep_grad)
-        return _Entry(guards, recording, program, least, orders={order(x): True for x in sampled})
-
-    def _dims(self, names: Sequence[str]) -> list[Dim]:
-        return [self._dynamic.dims[name] for name in names] if self._dynamic else []
+        return _Entry(guards, recording, program, general)
 
     def _tracer(
         self,
@@ -370,17 +331,19 @@ class CompiledFunction:
         arrays: Sequence[Array | None],
         tree: Tree,
         declared: dict[int, Declared],
-    ) -> Callable[[dict[str, int]], Recording]:
+        comparisons: Comparisons,
+    ) -> Callable[[Mapping[str, int]], Recording]:
         """From run-time sizes to what the function does with arguments of those sizes."""
         shapes = [None if x is None else x.shape for x in arrays]
 
-        def traced(sizes: dict[str, int]) -> Recording:
-            given, lengths = with_sizes(declared, leaves, shapes, sizes)
-            specs = [
-                None if array is None else Spec(shape, array.dtype)
-                for array, shape in zip(arrays, lengths, strict=True)
-            ]
-            return record(self._function, given, tree, specs)
+        def traced(sizes: Mapping[str, int]) -> Recording:
+            with comparisons.noting(sizes) as seen:
+                given, lengths = with_sizes(declared, leaves, shapes, seen)
+                specs = [
+                    None if array is None else Spec(shape, array.dtype)
+                    for array, shape in zip(arrays, lengths, strict=True)
+                ]
+                return record(self._function, given, tree, specs)
 
         return traced
 

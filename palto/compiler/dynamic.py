@@ -11,12 +11,13 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from palto.compiler.sizes import LEAST, Dim, Size, at, bounds, names_in
+from palto.compiler.sizes import LEAST, Comparisons, Dim, Seen, Size, at, bounds, names_in
 from palto.compiler.trace import Recording, difference, equal, named
 from palto.tensor import functions as F
 from palto.tensor.graph import Array, Graph, Operation, Trace, apply, scope, set_grad_enabled
@@ -26,10 +27,14 @@ from palto.tensor.tree import Tree, rebuild
 
 #: Up to so many whole numbers in a list, such as where a box begins, may follow the sizes.
 _LONGEST_LIST = 16
+#: So many small and great lengths of an axis, and others between, are looked at for exceptions.
+_LOOKED_AT = 24
 #: Of one flat argument: itself, or which of its axes, is a run-time size.
 Declared = Dim | dict[int, Dim]
 #: From the sizes that a trace was made at to the trace.
-Points = list[tuple[dict[str, int], Recording]]
+Points = Sequence[tuple[Mapping[str, int], Recording]]
+#: Given where to note comparisons: from sizes to what the function does with arguments of those.
+Tracer = Callable[[Comparisons], Callable[[Mapping[str, int]], Recording]]
 
 
 class DynamicShapes:
@@ -185,16 +190,86 @@ def points(dims: Sequence[Dim]) -> list[dict[str, int]]:
     return [*corners, {dim.name: max(dim.max // 2 - 1, LEAST) | 1 for dim in dims}]
 
 
-def order(sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """How run-time sizes stand to each other: for each two whether the first is less or greater."""
-    return tuple((x > y) - (x < y) for x, y in itertools.combinations(sizes.values(), 2))
+class General:
+    """What a function does for all sizes that it does the same for.
+
+    Args:
+        dims: the run-time sizes.
+        comparisons: what the traces asked of these.
+        traces: the traces at `points`.
+
+    Attributes:
+        recording: what it does.
+        least: the sizes below which it does something else.
+
+    Raises:
+        TraceError: the function does something else at one of the points.
+    """
+
+    def __init__(self, dims: Sequence[Dim], comparisons: Comparisons, traces: Points) -> None:
+        self._dims, self._comparisons = dims, comparisons
+        comparisons.settle([sizes for sizes, _ in traces])
+        self.recording, self.least = generalise(dims, comparisons, traces)
+        #: Sizes that have been tried, and whether they are of this recording.
+        self._tried = [(sizes, True) for sizes, _ in traces]
+        self._by_answers = self._sorted()
+
+    def is_for(self, sizes: Mapping[str, int], tracer: Tracer) -> bool:
+        """Whether the function does the same for other sizes.
+
+        A trace at the first sizes that give a comparison another answer tells.
+
+        Args:
+            sizes: the sizes.
+            tracer: traces the function, with the questions noted where these are noted.
+        """
+        if any(sizes[name] < least for name, least in self.least.items()):
+            return False
+        answers = self._comparisons.answers(sizes)
+        if answers not in self._by_answers:
+            traced = tracer(self._comparisons)
+            try:
+                at_points = [(x, traced(x)) for x in points(self._dims)[:-1]]
+                generalise(self._dims, self._comparisons, [*at_points, (sizes, traced(sizes))])
+                self._tried.append((sizes, True))
+            except TraceError:
+                self._tried.append((sizes, False))
+            self._by_answers = self._sorted()  # with what this trace has asked in addition
+            answers = self._comparisons.answers(sizes)
+        return self._by_answers[answers]
+
+    def exception(self, tracer: Tracer) -> Mapping[str, int] | None:
+        """Sizes for which the function does something else; None if none are found.
+
+        Small, great and some other ones are looked at, one for each set of answers.
+        """
+        lengths = []
+        for dim in self._dims:
+            step = max(dim.max // _LOOKED_AT, 1)
+            near = *range(LEAST, LEAST + _LOOKED_AT), *range(dim.max - _LOOKED_AT, dim.max + 1)
+            found = {*near, *range(LEAST, dim.max, step)}
+            lengths.append([n for n in sorted(found) if LEAST <= n <= dim.max])
+        for values in itertools.product(*lengths):
+            sizes = {dim.name: n for dim, n in zip(self._dims, values, strict=True)}
+            # Sizes that the function itself refuses, with no TraceError, are nobody's.
+            with suppress(ValueError, IndexError):
+                if not self.is_for(sizes, tracer):
+                    return sizes
+        return None
+
+    def _sorted(self) -> dict[tuple[bool, ...], bool]:
+        answers = ((self._comparisons.answers(sizes), fits) for sizes, fits in self._tried)
+        return dict(sorted(answers, key=lambda found: not found[1]))
 
 
-def generalise(dims: Sequence[Dim], traces: Points) -> tuple[Recording, dict[str, int]]:
+def generalise(
+    dims: Sequence[Dim], comparisons: Comparisons, traces: Points
+) -> tuple[Recording, dict[str, int]]:
     """One recording for all sizes, and the least sizes that it is for.
 
     Args:
         dims: the run-time sizes.
+        comparisons: what the traces asked of these.
         traces: the traces at `points`; the last may be at any sizes that are to be checked.
 
     Raises:
@@ -205,23 +280,21 @@ def generalise(dims: Sequence[Dim], traces: Points) -> tuple[Recording, dict[str
         different = difference(first, other, is_other_size=True)
         if different is not None:
             raise TraceError(_refusal(sizes, traces[0][0], different))
-    least = dict.fromkeys((dim.name for dim in dims), LEAST)
+    least = comparisons.least([sizes for sizes, _ in traces])
     # Sizes at which a length would be 0 are found by a first attempt.
     for _ in range(2):
-        fit = _Fit(dims, least, [sizes for sizes, _ in traces])
+        fit = _Fit(dims, least, comparisons, [sizes for sizes, _ in traces])
         trace = Trace()
         with trace.active(), set_grad_enabled(False):
             graph = fit.graph([recording.graph for _, recording in traces], trace)
         if fit.needed == least:
             break
         least = dict(fit.needed)
-    return replace(first, graph=graph), least
+    returned = tuple(int(x) if isinstance(x, Seen) else x for x in first.returned)
+    return replace(first, graph=graph, returned=returned), least
 
 
-def _refusal(sizes: dict[str, int], most: dict[str, int], different: str) -> str:
-    def told(sizes: dict[str, int]) -> str:
-        return ", ".join(f"{name} = {size}" for name, size in sizes.items())
-
+def _refusal(sizes: Mapping[str, int], most: Mapping[str, int], different: str) -> str:
     return (
         f"the function does not do the same for {told(most)} and for {told(sizes)}: {different}. "
         "With dynamic_shapes, only lengths and numbers that follow the size may differ"
@@ -232,12 +305,32 @@ class _Fit:
     """Graphs of equal structure made one."""
 
     def __init__(
-        self, dims: Sequence[Dim], least: dict[str, int], sizes: Sequence[dict[str, int]]
+        self,
+        dims: Sequence[Dim],
+        least: dict[str, int],
+        comparisons: Comparisons,
+        sizes: Sequence[Mapping[str, int]],
     ) -> None:
         self._dims = dims
         self._symbols = {dim.name: Size.of(dim, least[dim.name]) for dim in dims}
         self._sizes = sizes
         self.needed = dict(least)
+        #: Of each trace, some sizes for which it would be the same.
+        self._alike = [self._some_like(comparisons, own) for own in sizes]
+
+    def _some_like(
+        self, comparisons: Comparisons, sizes: Mapping[str, int]
+    ) -> list[dict[str, int]]:
+        far = [(LEAST, 3, dim.max // 3, dim.max - 2, dim.max) for dim in self._dims]
+        near = [range(sizes[dim.name] - 2, sizes[dim.name] + 3) for dim in self._dims]
+        found = [
+            {dim.name: n for dim, n in zip(self._dims, values, strict=True)}
+            for lengths in (far, near)
+            for values in itertools.product(*lengths)
+            if all(LEAST <= n <= dim.max for n, dim in zip(values, self._dims, strict=True))
+        ]
+        answers = comparisons.answers(sizes)
+        return [other for other in found if comparisons.answers(other) == answers]
 
     def graph(self, graphs: Sequence[Graph], trace: Trace) -> Graph:
         """The graph for all sizes."""
@@ -308,9 +401,24 @@ class _Fit:
 
     def _number(self, values: Sequence[int], where: str) -> int:
         """The whole number through its values."""
-        if all(value == values[0] for value in values):
-            return values[0]
-        *corners, middle = values
+        result = self._through(values)
+        for value, sizes, alike in zip(values, self._sizes, self._alike, strict=True):
+            size = value.size if isinstance(value, Seen) else value
+            wrong = [x for x in alike if at(result, x) != at(size, x)]
+            if at(result, sizes) != value or (wrong and isinstance(value, Seen)):
+                raise TraceError(
+                    f"{where} uses the number {values[0]} where {told(self._sizes[0])}, "
+                    f"{values[1]} where {told(self._sizes[1])}, and {values[-1]} where "
+                    f"{told(self._sizes[-1])}: it does not follow the size in a straight line, so "
+                    "one program cannot know it"
+                )
+        return result
+
+    def _through(self, values: Sequence[int]) -> int:
+        numbers = [int(value) for value in values]
+        if all(number == numbers[0] for number in numbers):
+            return numbers[0]
+        *corners, _ = numbers
         result: int = 0
         for chosen in itertools.product((0, 1), repeat=len(self._dims)):
             # Backward differences along the chosen sizes, times the steps from the largest.
@@ -327,13 +435,6 @@ class _Fit:
                 if is_chosen
             ]
             result = result + math.prod(steps, start=change)
-        if at(result, self._sizes[-1]) != middle:
-            raise TraceError(
-                f"{where} uses the number {values[0]} where {_told(self._sizes[0])}, "
-                f"{values[1]} where {_told(self._sizes[1])}, and {middle} where "
-                f"{_told(self._sizes[-1])}: it does not follow the size in a straight line, so "
-                "one program cannot know it"
-            )
         return result
 
     def _constant(self, xs: Sequence[Tensor], operation: Operation | None) -> Tensor:
@@ -365,14 +466,15 @@ class _Fit:
             one = F.asarray(np.asarray(1, dtype))
             return F.divide(one, _number_of(self._number(inverse, where), dtype))
         raise TraceError(
-            f"{where} uses the number {numbers[0]} where {_told(self._sizes[0])} and "
-            f"{numbers[1]} where {_told(self._sizes[1])}. One program knows whole numbers that "
+            f"{where} uses the number {numbers[0]} where {told(self._sizes[0])} and "
+            f"{numbers[1]} where {told(self._sizes[1])}. One program knows whole numbers that "
             "follow the size, and 1 over such; compute others from palto.asarray(size) inside"
         )
 
 
-def _told(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} is {size}" for name, size in sizes.items())
+def told(sizes: Mapping[str, int]) -> str:
+    """Sizes in a message."""
+    return ", ".join(f"{name} = {size}" for name, size in sizes.items())
 
 
 def _number_of(number: int, dtype: Any) -> Tensor:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from palto.compiler.sizes import shape_at
 from palto.compiler.trace import Recording
-from palto.tensor.graph import Array
+from palto.tensor import dtypes
+from palto.tensor.graph import Array, Spec
 from palto.tensor.tensor import Tensor
 
 
@@ -16,8 +18,28 @@ class LostProcessError(RuntimeError):
     """A process that computes with this one has ended or cannot be reached."""
 
 
+class Explanation(ABC):
+    """What a program does. Print it."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The totals."""
+
+    @abstractmethod
+    def profile(self, width: int | None = None) -> str:
+        """What takes most first, in lines of so many characters, and the totals."""
+
+
 class Runnable(ABC):
-    """A recording made ready to run: it reads its cells, computes, checks, writes its cells."""
+    """A recording made ready to run: it reads its cells, computes, checks, writes its cells.
+
+    Attributes:
+        argument_specs: what it takes.
+        greatest: the greatest of each run-time size.
+    """
+
+    argument_specs: Sequence[Spec]
+    greatest: Mapping[str, int]
 
     @abstractmethod
     def run(
@@ -36,6 +58,22 @@ class Runnable(ABC):
         Raises:
             IndexError, FloatingPointError: an index or a check failed; every cell is as before.
         """
+
+    @abstractmethod
+    def explain(
+        self, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
+    ) -> Explanation:
+        """Say what it does, and how fast, on copies of its cells. Its name is the function's."""
+
+    def made_up(self) -> list[Array]:
+        """Arguments: numbers from 0 to 1, and zeros, which are in range as indices."""
+        rng = np.random.default_rng(0)
+        found = []
+        for x in self.argument_specs:
+            shape = shape_at(x.shape, self.greatest)
+            values = rng.random(shape) if x.dtype in dtypes.FLOATING else np.zeros(shape)
+            found.append(np.asarray(values).astype(x.dtype))
+        return found
 
 
 class Executor(ABC):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from palto.compiler import team
+from palto.compiler.executor import Explanation
 from palto.compiler.index import Index
 from palto.compiler.llvm import contract, machine
 from palto.compiler.llvm.builder import Function, Value, size_of
@@ -89,17 +90,17 @@ class Row:
     @property
     def gflops(self) -> float:
         """10^9 floating-point operations a second."""
-        return _rate(self.flops, self.seconds)
+        return rate(self.flops, self.seconds)
 
     @property
     def bandwidth(self) -> float:
         """10^9 bytes read and written a second."""
-        return _rate(self.read + self.written, self.seconds)
+        return rate(self.read + self.written, self.seconds)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Explanation:
-    """All steps of a program, and the totals. Print it.
+class NativeExplanation(Explanation):
+    """All steps of a native program, and the totals. Print it.
 
     Attributes:
         name: of the function.
@@ -156,16 +157,16 @@ class Explanation:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         lines = [
             f"{self.name}: {len(self.rows)} steps, {self.kernels} kernels, {threads}",
-            f"time      {_time(self.seconds)} a call, {_time(self._total)} of it in steps"
+            f"time      {time_text(self.seconds)} a call, {time_text(self._total)} of it in steps"
             + (f": {shares}" if shares else ""),
-            f"work      {_count(flops)} floating-point operations, "
-            f"{_rate(flops, self.seconds):,.1f} GFLOP/s; {_size(moved)} read and written, "
-            f"{_rate(moved, self.seconds):,.1f} GB/s",
+            f"work      {count_text(flops)} floating-point operations, "
+            f"{rate(flops, self.seconds):,.1f} GFLOP/s; {size_text(moved)} read and written, "
+            f"{rate(moved, self.seconds):,.1f} GB/s",
             f"machine   {self.flops_peak:,.1f} GFLOP/s in float32 and {self.copy_peak:,.1f} GB/s "
             "copied, measured on these threads",
-            f"memory    {_size(self.arena_bytes)} for what lives inside a call or is kept",
-            f"compiled  in {_time(self.lowering_seconds)}, and {_time(self.code_seconds)} for "
-            "machine code",
+            f"memory    {size_text(self.arena_bytes)} for what lives inside a call or is kept",
+            f"compiled  in {time_text(self.lowering_seconds)}, and "
+            f"{time_text(self.code_seconds)} for machine code",
         ]
         return "\n".join(lines)
 
@@ -177,24 +178,11 @@ class Explanation:
             width: how many characters a line has room for; in a narrow table columns are missing.
         """
         total = self._total or 1.0
-        table = [_cells(row, total) for row in rows]
-        columns = {name: tuple(line[i] for line in table) for i, name in enumerate(_COLUMNS)}
-        for name in _LEAVING:
-            if width is not None and _width(columns) > width:
-                del columns[name]
-        for name in ("computes", "layer"):
-            if width is not None and (excess := _width(columns) - width) > 0:
-                room = max(max(map(len, columns[name]), default=0) - excess, len(name))
-                columns[name] = tuple(
-                    x if len(x) <= room else x[: room - 1] + "…" for x in columns[name]
-                )
-        padded = []
-        for name, cells in columns.items():
-            longest = max(map(len, (name, *cells)))
-            pad = str.ljust if name in _TEXTS else str.rjust
-            padded.append([pad(x, longest) for x in (name, *cells)])
-        head, *lines = ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
-        return "\n".join([head, "-" * _width(columns), *lines])
+        return table_text(_COLUMNS, [_cells(row, total) for row in rows], width)
+
+    def profile(self, width: int | None = None) -> str:
+        """See the base."""
+        return self.table(self.slowest(len(self.rows)), width) + "\n" + self.summary()
 
     def __str__(self) -> str:
         parts = [self.table(self.rows)]
@@ -217,6 +205,29 @@ _LEAVING = (
 )  # fmt: skip
 
 
+def table_text(
+    names: Sequence[str], lines: Sequence[Sequence[str]], width: int | None = None
+) -> str:
+    """A table with these columns; in a narrow one some are missing."""
+    columns = {name: tuple(line[i] for line in lines) for i, name in enumerate(names)}
+    for name in _LEAVING:
+        if width is not None and _width(columns) > width:
+            columns.pop(name, None)
+    for name in ("computes", "layer"):
+        if width is not None and (excess := _width(columns) - width) > 0:
+            room = max(max(map(len, columns[name]), default=0) - excess, len(name))
+            columns[name] = tuple(
+                x if len(x) <= room else x[: room - 1] + "…" for x in columns[name]
+            )
+    padded = []
+    for name, cells in columns.items():
+        longest = max(map(len, (name, *cells)))
+        pad = str.ljust if name in _TEXTS else str.rjust
+        padded.append([pad(x, longest) for x in (name, *cells)])
+    head, *rows = ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+    return "\n".join([head, "-" * _width(columns), *rows])
+
+
 def _width(columns: dict[str, tuple[str, ...]]) -> int:
     """How wide a table is."""
     return sum(2 + max(map(len, (name, *cells))) for name, cells in columns.items()) - 2
@@ -228,16 +239,17 @@ def _cells(row: Row, total: float) -> tuple[str, ...]:
         layer += f" +{len(row.layers) - 1}"
     shape = "x".join(map(str, row.shape)) or "1"
     return (
-        str(row.number), row.kind, layer, _shortened(row.primitives),
+        str(row.number), row.kind, layer, shortened(row.primitives),
         shape + (f" of {row.summed}" if row.summed > 1 else ""), row.dtype, row.tile,
         str(row.units or "-"), str(row.threads), "yes" if row.waits else "",
-        _size(row.read), _size(row.written), _count(row.flops), _time(row.seconds),
+        size_text(row.read), size_text(row.written), count_text(row.flops), time_text(row.seconds),
         "kept" if row.kept else f"{row.seconds / total:.1%}",
         f"{row.gflops:,.1f}", f"{row.bandwidth:,.1f}", f"{row.peak:.0%}",
     )  # fmt: skip
 
 
-def _shortened(primitives: Sequence[str], longest: int = 40) -> str:
+def shortened(primitives: Sequence[str], longest: int = 40) -> str:
+    """Names of operations, as many as fit, each with how often it comes."""
     counts: dict[str, int] = {}
     for name in primitives:
         counts[name] = counts.get(name, 0) + 1
@@ -249,25 +261,29 @@ def _shortened(primitives: Sequence[str], longest: int = 40) -> str:
     return text
 
 
-def _rate(amount: int, seconds: float) -> float:
+def rate(amount: int, seconds: float) -> float:
+    """10^9 of something a second."""
     return amount / seconds / 1e9 if seconds > 0 else 0.0
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Seconds with a fitting unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.2f} {unit}"
     return f"{seconds * 1e6:.1f} us"
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes with a fitting unit."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
 
 
-def _count(count: int) -> str:
+def count_text(count: int) -> str:
+    """A number with a fitting unit."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -279,7 +295,7 @@ def _count(count: int) -> str:
 
 def explain(
     program: Program, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
-) -> Explanation:
+) -> NativeExplanation:
     """Profile a program on some arguments. See :meth:`CompiledFunction.explain`."""
     native = program.native
     threads = team.thread_count()
@@ -294,22 +310,11 @@ def explain(
         if row.tile:
             most[row.dtype] = max(most.get(row.dtype, 1.0), row.peak)
     rows = [replace(x, peak=x.peak / most[x.dtype]) if x.tile else x for x in rows]
-    return Explanation(
+    return NativeExplanation(
         name, tuple(rows), whole, threads, native.arena_bytes, native.lowering_seconds,
         native.code_seconds, native.kernel_count,
         flops_peak("float", threads) * most.get("float32", 1.0), copy_peak(threads),
     )  # fmt: skip
-
-
-def made_up(program: Program) -> list[Array]:
-    """Arguments for a program: numbers from 0 to 1, and zeros, which are in range as indices."""
-    rng = np.random.default_rng(0)
-    found = []
-    for x in program.argument_specs:
-        shape = shape_at(x.shape, program.greatest)
-        values = rng.random(shape) if x.dtype in dtypes.FLOATING else np.zeros(shape)
-        found.append(np.asarray(values).astype(x.dtype))
-    return found
 
 
 def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mapping[str, int]) -> Row:
@@ -339,9 +344,9 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
     read, written = at(_bytes_read(native, step), sizes), at(_bytes_written(native, step), sizes)
     flops = at(sum(x.primitive.flops(x) for x in operations), sizes)
     if not tile:
-        peak = _rate(read + written, seconds) / copy_peak(threads)
+        peak = rate(read + written, seconds) / copy_peak(threads)
     else:
-        peak = _rate(flops, seconds) / flops_peak(LLVM_TYPES[first.dtype], threads)
+        peak = rate(flops, seconds) / flops_peak(LLVM_TYPES[first.dtype], threads)
     return Row(
         number=nest.position,
         kind=kind,
@@ -501,7 +506,7 @@ def flops_peak(kind: str, threads: int) -> float:
     lanes = host.vector_bytes // size_of(kind)
     code = _compiled(partial(_write_chains, kind, lanes, host.fused))
     seconds = _least_seconds(code, np.zeros(threads * host.vector_bytes, np.uint8), threads)
-    return _rate(2 * lanes * _CHAINS * _LINKS * _TURNS * threads, seconds)
+    return rate(2 * lanes * _CHAINS * _LINKS * _TURNS * threads, seconds)
 
 
 def _write_chains(kind: str, lanes: int, fused: bool, f: Function) -> None:
@@ -531,7 +536,7 @@ def copy_peak(threads: int) -> float:
     """10^9 bytes a second read and written by a copy in memory, on so many threads."""
     lanes = contract.Machine.host().vector_bytes // 4
     code = _compiled(partial(_write_copy, lanes))
-    return _rate(2 * _COPIED, _least_seconds(code, np.empty(2 * _COPIED, np.uint8), threads))
+    return rate(2 * _COPIED, _least_seconds(code, np.empty(2 * _COPIED, np.uint8), threads))
 
 
 def _write_copy(lanes: int, f: Function) -> None:

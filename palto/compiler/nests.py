@@ -90,6 +90,7 @@ class Group(Nest):
         rows: how many of them, from the first, are rows; None while no member reduces.
         product: what the members are computed from while it is in registers, if anything.
         members: what is computed.
+        size: how many places there are.
     """
 
     shape: Shape
@@ -97,6 +98,10 @@ class Group(Nest):
     rows: int | None = None
     product: Product | None = None
     members: list[Member] = field(default_factory=list)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = math.prod(self.shape)
 
     @property
     def outputs(self) -> list[Tensor]:

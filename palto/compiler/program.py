@@ -13,6 +13,7 @@ import numpy as np
 
 from palto.compiler import team
 from palto.compiler.executor import Runnable
+from palto.compiler.explain import NativeExplanation, explain
 from palto.compiler.native import Native
 from palto.compiler.trace import Recording
 from palto.tensor import graph
@@ -84,6 +85,12 @@ class Program(Runnable):
         checks = len(recording.checks)
         tensors = [Tensor(value.shape, value.dtype, value) for value in outputs]
         return tensors[: self._returned], tensors[self._returned + checks :]
+
+    def explain(
+        self, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
+    ) -> NativeExplanation:
+        """See `Runnable`."""
+        return explain(self, arguments, name, sizes)
 
     def _note_change(self) -> None:
         """Say so if cells change of which programs keep what they have computed."""

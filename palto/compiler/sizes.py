@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,10 @@ class Size(int):
     # Comparisons
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, int) and self.terms == _terms(other)
+        # Unequal where the sizes are greatest, it is unequal: what is soon known.
+        return (
+            isinstance(other, int) and int.__eq__(self, other) and self.terms == _terms(other)
+        )
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -297,3 +301,193 @@ def _without(atoms: tuple[Atom, ...], divisor: tuple[Atom, ...]) -> tuple[Atom, 
             return None
         rest.remove(atom)
     return tuple(rest)
+
+
+# In a trace
+
+
+class Comparisons:
+    """What traces at some run-time sizes ask that other sizes may answer differently.
+
+    A trace follows the way of its own sizes: where it asks which of two lengths is less, the other
+    answer may lead elsewhere. So its sizes are numbers that note such questions; sizes for which
+    all answers are the same go the same way.
+
+    Args:
+        dims: the run-time sizes.
+    """
+
+    def __init__(self, dims: Sequence[Dim]) -> None:
+        self._symbols = {dim.name: Size.of(dim) for dim in dims}
+        #: Whether a size is greater than 0 (">"), or is 0 ("="); and of what sizes the traces were
+        #: that asked it.
+        self._asked: dict[tuple[str, int], list[Mapping[str, int]]] = {}
+        self._about_numbers: set[Any] = set()
+        self._sizes: Mapping[str, int] | None = None
+
+    @contextmanager
+    def noting(self, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """The sizes of a trace, as numbers that note what they are asked in this block."""
+        self._sizes = sizes
+        try:
+            yield {name: Seen.of(n, self._symbols[name], self) for name, n in sizes.items()}
+        finally:
+            self._sizes = None
+
+    def note(self, kind: str, difference: int) -> None:
+        """Somebody asks a difference of sizes."""
+        if self._sizes is None or not isinstance(difference, Size):
+            return
+        low, high = bounds(difference)
+        if not (low <= 0 < high or (kind == "=" and low <= 0 <= high)):
+            return
+        question = kind, difference
+        if question not in self._asked and _without_constant(question) in self._about_numbers:
+            return
+        asked = self._asked.setdefault(question, [])
+        if self._sizes not in asked:
+            asked.append(self._sizes)
+
+    def settle(self, traces: Sequence[Mapping[str, int]]) -> None:
+        """Leave out what only seems to be a question, now that all of these traces have been made.
+
+        A number that NumPy has computed of a size is a plain one. Compared with the size, it is
+        another number in every trace; what a function asks is the same.
+        """
+        alike: dict[Any, list[tuple[str, int]]] = {}
+        for question, asked in self._asked.items():
+            if len(asked) < len(traces):
+                alike.setdefault(_without_constant(question), []).append(question)
+        for kind, questions in alike.items():
+            names = set(names_in(questions[0][1]))
+            askers = [self._asked[question] for question in questions]
+            are_numbers = all(sum(sizes in asked for asked in askers) for sizes in traces) and all(
+                all(sizes[name] == asked[0][name] for name in names for sizes in asked)
+                for asked in askers
+            )
+            if are_numbers:
+                self._about_numbers.add(kind)
+                for question in questions:
+                    del self._asked[question]
+
+    def answers(self, sizes: Mapping[str, int]) -> tuple[bool, ...]:
+        """To all that has been asked, for some sizes."""
+        values = ((kind, at(size, sizes)) for kind, size in self._asked)
+        return tuple([n == 0 if kind == "=" else n > 0 for kind, n in values])
+
+    def least(self, traces: Sequence[Mapping[str, int]]) -> dict[str, int]:
+        """The sizes from which on some questions are answered as at all of these traces."""
+        found = dict.fromkeys(self._symbols, LEAST)
+        for kind, size in self._asked:
+            factors = {atoms: f for atoms, f in _terms(size).items() if atoms}
+            ((atom, *others), factor), *more = factors.items()
+            answers = {at(size, sizes) > 0 for sizes in traces}
+            if kind == ">" and not (others or more or atom.kind) and answers == {factor > 0}:
+                while (at(size, found) > 0) != (factor > 0):
+                    found[atom.name] += 1
+        return found
+
+
+class Seen(int):
+    """A run-time size, or a number computed from some, in a trace: an int that notes comparisons.
+
+    Attributes:
+        size: what it is for all sizes.
+        comparisons: where it notes.
+    """
+
+    size: int
+    comparisons: Comparisons
+
+    @staticmethod
+    def of(value: int, size: int, comparisons: Comparisons) -> int:
+        """A number; a plain one, if it does not depend on the sizes."""
+        if not isinstance(size, Size):
+            return int(value)
+        result = Seen(value)
+        result.size, result.comparisons = size, comparisons
+        return result
+
+    __hash__ = int.__hash__
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+    def __neg__(self) -> int:
+        return Seen.of(-int(self), -self.size, self.comparisons)
+
+    def __pos__(self) -> int:
+        return self
+
+    def __abs__(self) -> int:
+        return -self if self < 0 else self
+
+    def __bool__(self) -> bool:
+        return self != 0
+
+    def __pow__(self, other: int, modulo: int | None = None) -> Any:
+        if type(other) is int and 0 <= other < _MOST_POWER and modulo is None:
+            return math.prod([self] * other)
+        return pow(int(self), other, modulo)
+
+    def __divmod__(self, other: int) -> tuple[int, int]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: int) -> tuple[int, int]:
+        return other // self, other % self
+
+    def __eq__(self, other: object) -> bool:
+        return self._is("=", self, other) if isinstance(other, int) else int.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other if isinstance(other, int) else int.__ne__(self, other)
+
+    def __lt__(self, other: int) -> bool:
+        return self._is(">", other, self) if isinstance(other, int) else int.__lt__(self, other)
+
+    def __gt__(self, other: int) -> bool:
+        return self._is(">", self, other) if isinstance(other, int) else int.__gt__(self, other)
+
+    def __le__(self, other: int) -> bool:
+        return not self > other if isinstance(other, int) else int.__le__(self, other)
+
+    def __ge__(self, other: int) -> bool:
+        return not self < other if isinstance(other, int) else int.__ge__(self, other)
+
+    def _is(self, kind: str, x: int, y: int) -> bool:
+        self.comparisons.note(kind, _size(x) - _size(y))
+        return int(x) == int(y) if kind == "=" else int(x) > int(y)
+
+
+_MOST_POWER = 5
+
+
+def _without_constant(question: tuple[str, int]) -> Any:
+    kind, size = question
+    return kind, frozenset((atoms, f) for atoms, f in _terms(size).items() if atoms)
+
+
+def _size(x: int) -> int:
+    return x.size if isinstance(x, Seen) else int(x)
+
+
+def _calculating(name: str) -> Callable[[Seen, Any], Any]:
+    """A method of `Seen`: the numbers' result, and that of the sizes that they stand for."""
+    on_numbers = getattr(int, name)
+
+    def method(self: Seen, other: Any) -> Any:
+        value = on_numbers(self, other)
+        if not isinstance(other, int):
+            return value
+        own, others = self.size, _size(other)
+        divisor = own if name.startswith("__r") else others
+        if ("mod" in name or "div" in name) and bounds(divisor)[0] < 1:
+            return value  # which no comparison is noted of
+        return Seen.of(value, getattr(own, name)(others), self.comparisons)
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    for _kind in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Seen, _kind, _calculating(_kind))

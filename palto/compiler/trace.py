@@ -215,7 +215,7 @@ def _is_alike(a: Any, b: Any) -> bool:
     """Whether parameters differ in whole numbers alone."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_is_alike, a, b))
-    is_number = type(a) is int and type(b) is int
+    is_number = all(isinstance(x, int) and not isinstance(x, bool) for x in (a, b))
     return is_number or equal(a, b)
 
 

@@ -12,14 +12,19 @@ from palto.data.dataset import (
 from palto.data.fetch import DataUnavailableError
 from palto.data.loader import DataLoader
 from palto.data.sources import (
+    Dialogues,
     ImageFiles,
     Source,
     TableDataset,
     TableEncoder,
+    Turn,
     available,
+    chitchat,
     csv_table,
+    dialogue_file,
     elpv,
     fashion_mnist,
+    fetch_source,
     image_archive,
     image_folder,
     numpy_archive,
@@ -30,8 +35,9 @@ from palto.data.sources import (
 )
 
 __all__ = [
-    "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "ImageDataset", "ImageFiles",
-    "Source", "Subset", "TableDataset", "TableEncoder", "TensorDataset", "augment", "available",
-    "csv_table", "elpv", "fashion_mnist", "image_archive", "image_folder", "numpy_archive",
-    "open_source", "penguins", "random_split", "read_image", "speech",
+    "ConcatDataset", "DataLoader", "DataUnavailableError", "Dataset", "Dialogues", "ImageDataset",
+    "ImageFiles", "Source", "Subset", "TableDataset", "TableEncoder", "TensorDataset", "Turn",
+    "augment", "available", "chitchat", "csv_table", "dialogue_file", "elpv", "fashion_mnist",
+    "fetch_source", "image_archive", "image_folder", "numpy_archive", "open_source", "penguins",
+    "random_split", "read_image", "speech",
 ]  # fmt: skip

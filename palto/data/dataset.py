@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from palto.data.gather import fractions, gather_fractions
+from palto.data.gather import Part, fractions
 from palto.tensor import Tensor
-from palto.tensor.dtypes import Array
+from palto.tensor.dtypes import SUPPORTED, Array
 
 Example = tuple[Any, ...]
 Indices = Sequence[int] | Array
@@ -148,7 +148,11 @@ class TensorDataset(Dataset):
     def __getitems__(self, indices: Indices) -> tuple[Array, ...]:
         """The slices at `indices`, gathered in one pass."""
         places = _whole_numbers(indices)
-        return tuple(x.take(places, axis=0) for x in self.arrays)
+        return tuple(part.take(places) for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """What the slices are taken of, and how they come out."""
+        return [Part(x, x.dtype) for x in self.arrays]
 
 
 class BytesOrFloats(Dataset):
@@ -218,6 +222,7 @@ class ImageDataset(TensorDataset, BytesOrFloats):
                 raise ValueError(
                     f"labels go from {low} to {high}, but {len(self.classes)} classes have names"
                 )
+        self.arrays = self.images, self.labels.astype(np.int64, copy=False)
 
     @property
     def images(self) -> Array:
@@ -226,22 +231,19 @@ class ImageDataset(TensorDataset, BytesOrFloats):
 
     @property
     def labels(self) -> Array:
-        """All labels as they are stored."""
+        """All labels, int64."""
         return self.arrays[1]
 
     def __getitem__(self, index: int) -> Example:
         images, labels = self.__getitems__([index])
         return images[0], labels[0]
 
-    def __getitems__(self, indices: Indices) -> tuple[Array, ...]:
-        """Images (n, H, W, C) as float32 from 0 to 1, or as bytes, and labels (n,) as int64."""
-        places = _whole_numbers(indices)
-        labels = self.labels.take(places).astype(np.int64, copy=False)
-        if self.images.dtype != np.uint8:
-            return self.images.take(places, axis=0).astype(np.float32, copy=False), labels
-        if self._scales:
-            return gather_fractions(self.images, places), labels
-        return self.images.take(places, axis=0), labels
+    def parts(self) -> list[Part]:
+        """Images (N, H, W, C) as float32 from 0 to 1, or as bytes, and labels (N,) as int64."""
+        are_bytes = self.images.dtype == np.uint8
+        is_scaled = are_bytes and self._scales
+        dtype = np.uint8 if are_bytes and not is_scaled else np.float32
+        return [Part(self.images, np.dtype(dtype), is_scaled), Part(self.labels, self.labels.dtype)]
 
     def as_bytes(self) -> ImageDataset:
         """The same with images as bytes: see `BytesOrFloats.as_bytes`.
@@ -367,6 +369,29 @@ def in_epoch(dataset: AnyDataset, epoch: int) -> AnyDataset:
     dataset = copy.copy(dataset)
     dataset.set_epoch(epoch)
     return dataset
+
+
+def in_memory(dataset: Dataset, order: Array) -> tuple[list[Part], Array] | None:
+    """The arrays that some examples come from, and where in these they are.
+
+    None if they do not come from arrays alone: what somebody else has written is asked itself.
+
+    Args:
+        dataset: the dataset.
+        order: numbers of examples, int64 (n,), each from 0 to its length - 1.
+    """
+    while isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
+        order, dataset = dataset.indices[order], dataset.dataset
+    if not isinstance(dataset, TensorDataset):
+        return None
+    if type(dataset).__getitems__ is not TensorDataset.__getitems__:
+        return None
+    parts, length = dataset.parts(), len(dataset)
+    is_whole = order.size == 0 or (order.min() >= 0 and order.max() < length)
+    is_whole = is_whole and all(len(part.array) == length for part in parts)
+    if not is_whole or any(part.dtype not in SUPPORTED for part in parts):
+        return None
+    return parts, np.ascontiguousarray(order, np.int64)
 
 
 def random_split(

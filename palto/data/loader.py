@@ -18,17 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from palto.data.dataset import Dataset, ImageDataset, Subset, TensorDataset, in_epoch
+from palto.data.dataset import Dataset, in_epoch, in_memory
+from palto.data.gather import Gathering
 from palto.tensor import Tensor
 from palto.tensor import functions as F
 from palto.tensor.dtypes import SUPPORTED, Array
 
 Batch = tuple[Tensor, ...]
-Loaded = tuple[Any, ...]
+#: From the numbers of examples, of one batch or of several, to these.
+Load = Callable[[Array], list[Batch]]
 
 #: From arrays in memory, so many batches are gathered in one go, of at most so many bytes: Python's
-#: work is then done once for all of them, and a batch that is kept keeps no more alive.
-GATHERED, GATHERED_BYTES = 32, 2 << 20
+#: work is then done once for all of them, and what has been gathered is in the cache when its turn
+#: comes.
+GATHERED, GATHERED_BYTES = 32, 400 << 10
 #: By so many threads at most, for more would wait for the same memory.
 GATHERERS = 2
 
@@ -52,7 +55,7 @@ class DataLoader:
     is being loaded then is finished in the background and thrown away.
 
     A batch never changes. Batches of arrays in memory are views of up to 32 that were gathered at
-    once, 2 MiB at most: whoever keeps one of them keeps the others' memory, too.
+    once, 400 KiB at most: whoever keeps one of them keeps the others' memory, too.
 
     Args:
         dataset: where the examples come from.
@@ -172,16 +175,18 @@ class DataLoader:
 
     def _batches(self, position: _Position) -> Iterator[Batch]:
         dataset, size = in_epoch(self.dataset, position.epoch), self.batch_size // self._share[1]
-        load, order = partial(_load, dataset), self._order(position.epoch)
-        at_once = _at_once(dataset, size)
-        step = size * (at_once or 1)
-        workers = self.num_workers if at_once is None else min(self.num_workers, GATHERERS)
-        order = self._own(order[: len(self) * self.batch_size])
+        order = self._own(self._order(position.epoch)[: len(self) * self.batch_size])
+        load: Load = partial(_load, dataset)
+        step, workers = size, self.num_workers
+        found = in_memory(dataset, order)
+        if found is not None:
+            gathering, order = Gathering(found[0]), found[1]
+            at_once = max(min(GATHERED_BYTES // (gathering.row_bytes * size or 1), GATHERED), 1)
+            load, step = partial(_gather, gathering, size), size * at_once
+            workers = min(workers, GATHERERS)
         chunks = (order[k : k + step] for k in range(position.given * size, len(order), step))
-        for loaded in self._loaded_ahead(workers, load, chunks) if workers else map(load, chunks):
-            tensors = tuple(map(_tensor, loaded))
-            columns = (_cut(x, size) for x in tensors)
-            for batch in zip(*columns, strict=True) if step > size else (tensors,):
+        for batches in self._loaded_ahead(workers, load, chunks) if workers else map(load, chunks):
+            for batch in batches:
                 position.given += 1
                 yield batch
 
@@ -192,10 +197,10 @@ class DataLoader:
         return order
 
     def _loaded_ahead(
-        self, count: int, load: Callable[[Array], Loaded], chunks: Iterator[Array]
-    ) -> Iterator[Loaded]:
+        self, count: int, load: Load, chunks: Iterator[Array]
+    ) -> Iterator[list[Batch]]:
         workers = _Workers(count, load)
-        waiting: deque[Future[Loaded]] = deque()
+        waiting: deque[Future[list[Batch]]] = deque()
         try:
             for chunk in chunks:
                 waiting.append(workers.submit(chunk))
@@ -269,31 +274,18 @@ def _tensor(part: Any) -> Tensor:
     return F.asarray(part, copy=True)
 
 
-def _at_once(dataset: Dataset, batch_size: int) -> int | None:
-    """How many batches to gather in one go; None if they do not come from arrays in memory."""
-    whole: Any = dataset
-    while getattr(type(whole), "__getitems__", None) is Subset.__getitems__:
-        whole = whole.dataset
-    # What somebody else has written is asked for the examples of one batch, in its turn.
-    own = (TensorDataset.__getitems__, ImageDataset.__getitems__)
-    if getattr(type(whole), "__getitems__", None) not in own:
-        return None
-    example = sum(part.nbytes for part in dataset.__getitems__([0]))
-    return min(max(GATHERED_BYTES // (example * batch_size or 1), 1), GATHERED)
+def _gather(gathering: Gathering, size: int, places: Array) -> list[Batch]:
+    """The batches at places of arrays in memory."""
+    return list(zip(*[_cut(x, size) for x in gathering(places)], strict=True))
 
 
-def _cut(gathered: Tensor, size: int) -> list[Tensor]:
+def _cut(array: Array, size: int) -> list[Tensor]:
     """The batches that were gathered in one go."""
-    array, dtype = gathered.array(), gathered.dtype
-    shape, whole = (size, *array.shape[1:]), len(array) // size
-    batches = [Tensor(shape, dtype, x) for x in array[: whole * size].reshape(whole, *shape)]
-    if whole * size < len(array):
-        rest = array[whole * size :]
-        batches.append(Tensor(rest.shape, dtype, rest))
-    return batches
+    dtype, batches = array.dtype, [array[k : k + size] for k in range(0, len(array), size)]
+    return [Tensor(x.shape, dtype, x) for x in batches]
 
 
-def _load(dataset: Dataset, indices: Array) -> Loaded:
+def _load(dataset: Dataset, indices: Array) -> list[Batch]:
     """One batch, checked for what would otherwise go wrong without a sign."""
     try:
         try:
@@ -311,7 +303,7 @@ def _load(dataset: Dataset, indices: Array) -> Loaded:
                 f"{type(dataset).__name__}.__getitems__ was asked for {len(indices)} examples and "
                 f"answered with arrays of lengths {lengths}"
             )
-        return tuple(parts)
+        return [tuple(map(_tensor, parts))]
     except Exception as error:
         shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
         error.add_note(f"while loading the batch of dataset indices {shown}")
@@ -320,7 +312,7 @@ def _load(dataset: Dataset, indices: Array) -> Loaded:
 
 # Threads
 
-Task = tuple[Future[Loaded], Array]
+Task = tuple[Future[list[Batch]], Array]
 
 
 class _Workers:
@@ -331,7 +323,7 @@ class _Workers:
     not the iteration that waits for them, so that this one is collected when it is left.
     """
 
-    def __init__(self, count: int, load: Callable[[Array], Loaded]) -> None:
+    def __init__(self, count: int, load: Load) -> None:
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self.threads: list[Thread] = []
         _running.add(self)
@@ -349,9 +341,9 @@ class _Workers:
             self.stop()
             raise
 
-    def submit(self, indices: Array) -> Future[Loaded]:
+    def submit(self, indices: Array) -> Future[list[Batch]]:
         """Ask for a batch."""
-        future: Future[Loaded] = Future()
+        future: Future[list[Batch]] = Future()
         self._tasks.put((future, indices))
         return future
 
@@ -364,13 +356,13 @@ class _Workers:
             self._tasks.put(None)
 
 
-def _work(tasks: SimpleQueue[Task | None], load: Callable[[Array], Loaded]) -> None:
+def _work(tasks: SimpleQueue[Task | None], load: Load) -> None:
     while (task := tasks.get()) is not None:
         _fulfil(*task, load)
         del task  # a thread that waits keeps no batch alive
 
 
-def _fulfil(future: Future[Loaded], indices: Array, load: Callable[[Array], Loaded]) -> None:
+def _fulfil(future: Future[list[Batch]], indices: Array, load: Load) -> None:
     try:
         future.set_result(load(indices))
     except BaseException as error:  # it is the user's thread that shall see it

@@ -107,16 +107,16 @@ class _DamagedError(Exception):
 
 
 class _Reader:
-    """Walks through a file's head; nothing is believed before it has been compared with its size."""
+    """Walks through a file's head; nothing in it is believed before it fits the file's size."""
 
     def __init__(self, contents: Array) -> None:
         self._contents = contents
-        self._view = memoryview(contents)
+        self._view = memoryview(contents.data)
         self._place = 0
         self._items = 0
 
     def file(self) -> File:
-        if self._bytes(4) != b"GGUF":
+        if bytes(self._bytes(4)) != b"GGUF":
             raise _DamagedError("it does not begin with the letters GGUF")
         version = self._number("<I")
         if version not in (2, 3):

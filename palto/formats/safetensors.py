@@ -50,6 +50,7 @@ class Reader(Mapping[str, Array]):
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path}")
         self._path = path
+        self._file: Any
         try:
             self._file = library.safe_open(os.fspath(path), "np")
         except library.SafetensorError as error:

@@ -64,4 +64,4 @@ from palto.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from palto.nn.summary import Summary
 
 # isort: split
-from palto.nn import models  # last: made of all the others
+from palto.nn import lora, models  # last: made of all the others

@@ -28,14 +28,15 @@ import numpy as np
 
 import palto
 from palto import adaptive, data, nn, optim, signal
+from palto.acoustics import KINDS, RATE, Scenes, level, make_scenes
 from palto.extras import MissingExtraError, require
-from palto.formats import safetensors
 from palto.train import RoundTraining, TrainingStopped, Watch, load_weights, save_weights
 
-RATE = 16_000
 #: Samples in a frame and between two of them, frequencies, and frames that a filter looks back on.
 WINDOW, HOP = 1024, 256
 BINS, TAPS = WINDOW // 2 + 1, 4
+#: A frame is complete, and its first samples can be returned, so many samples after they came.
+LATENCY = WINDOW - HOP
 
 #: Languages, each another speaker, but for English and Spanish. Those of the test are heard nowhere
 #: else; of the others each tenth recording is for validation.
@@ -43,175 +44,22 @@ VOICES, TEST_VOICES = ("en", "es", "fr"), ("it", "ru")
 
 # --- Scenes --------------------------------------------------------------------------------------
 
-KINDS = ("single talk", "double talk", "path change")
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """Telephone calls as a simulated room hears them; each signal int16 (scenes, time) at 16 kHz.
-
-    Attributes:
-        far: what the loudspeaker is given.
-        echo: what of it reaches the microphone.
-        near: the near end's speech at the microphone.
-        noise: what else is there.
-    """
-
-    far: np.ndarray
-    echo: np.ndarray
-    near: np.ndarray
-    noise: np.ndarray
-
-    @property
-    def mic(self) -> np.ndarray:
-        """All that the microphone hears."""
-        mic: np.ndarray = self.echo + self.near + self.noise
-        return mic
-
-    def save(self, path: Path) -> None:
-        """Write them, 16-bit samples as two bytes each."""
-        safetensors.save(
-            path, {name: np.asarray(x).view(np.uint8) for name, x in vars(self).items()}
-        )
-
-    @staticmethod
-    def load(paths: Sequence[Path]) -> Scenes:
-        """Those of some files, one after the other."""
-        parts = [safetensors.load(path) for path in paths]
-        return Scenes(
-            **{x: np.concatenate([p[x].numpy().view(np.int16) for p in parts]) for x in parts[0]}
-        )
-
-
-def make_scenes(
-    kinds: Sequence[str],
-    seconds: float,
-    far: Sequence[np.ndarray],
-    near: Sequence[np.ndarray],
-    generator: np.random.Generator,
-) -> Scenes:
-    """Scenes of some kinds, each in a room of its own.
-
-    Args:
-        kinds: of each scene; in a "path change" the loudspeaker is suddenly elsewhere, and both
-            talk.
-        seconds: how long each is.
-        far: recordings of whoever is far away, int16.
-        near: recordings of whoever is in the room.
-        generator: where all choices come from.
-
-    Raises:
-        MissingExtraError: pyroomacoustics or SciPy is not installed.
-    """
-    scenes = [_scene(kind, int(seconds * RATE), far, near, generator) for kind in kinds]
-    return Scenes(*(np.stack(signals) for signals in zip(*scenes, strict=True)))
-
-
-def _scene(
-    kind: str,
-    length: int,
-    far: Sequence[np.ndarray],
-    near: Sequence[np.ndarray],
-    generator: np.random.Generator,
-) -> tuple[np.ndarray, ...]:
-    far_end = _talk(far, length, generator)
-    played = _loudspeaker(far_end, generator)
-    here, elsewhere, mouth = _responses(generator)
-    echo = _convolve(played, here)
-    if kind == "path change":
-        change = int(length * generator.uniform(0.35, 0.65))
-        echo[change:] = _convolve(played, elsewhere)[change:]
-    echo *= 10 ** (generator.uniform(-32, -20) / 20) / _level(echo)
-
-    near_end = np.zeros(length)
-    if kind != "single talk":
-        begins = int(length * generator.uniform(0.1, 0.4))
-        near_end[begins:] = _talk(near, length - begins, generator)
-        near_end = _convolve(near_end, mouth)
-        near_end *= _level(echo) / _level(near_end) * 10 ** (generator.uniform(-6, 6) / 20)
-    # Fans and streets: the lower, the louder.
-    spectrum = np.fft.rfft(generator.normal(size=length))
-    spectrum /= (np.arange(len(spectrum)) + 50) ** generator.uniform(0.3, 1.0)
-    noise = np.fft.irfft(spectrum, length)
-    noise *= _level(echo) / _level(noise) * 10 ** (generator.uniform(-40, -15) / 20)
-
-    # A microphone that is nearly overdriven is turned down.
-    loudest = np.abs(echo + near_end + noise).max()
-    volume = 32_000 * min(1.0, 0.9 / loudest)
-    signals = (volume * x for x in (echo, near_end, noise))
-    return tuple(np.round(x).astype(np.int16) for x in (32_000 * far_end, *signals))
-
-
-def _talk(recordings: Sequence[np.ndarray], length: int, generator: np.random.Generator) -> Any:
-    """Recordings one after the other, with pauses; a little faster or slower, as other voices."""
-    parts, there = [], 0
-    while there < length:
-        x = recordings[int(generator.integers(len(recordings)))] / 32768
-        places = np.arange(0, len(x) - 1, generator.uniform(0.88, 1.14))
-        pause = np.zeros(int(RATE * generator.uniform(0.05, 0.5)))
-        parts += [np.interp(places, np.arange(len(x)), x), pause]
-        there += len(places) + len(pause)
-    talk = np.concatenate(parts)[:length]
-    talk *= 10 ** (generator.uniform(-28, -18) / 20) / _level(talk)
-    return talk / max(1.0, np.abs(talk).max())
-
-
-def _loudspeaker(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Clipped, and bent more to one side than to the other, by an amount at random."""
-    top = np.abs(x).max() + 1e-9
-    x = np.clip(x / top, -1, 1) if generator.random() < 0.5 else x / top
-    x = np.clip(x, -generator.uniform(0.7, 1), generator.uniform(0.7, 1))
-    bent = 1.5 * x - 0.3 * x**2
-    bent = 2 / (1 + np.exp(-np.where(bent > 0, 4, 0.5) * bent)) - 1
-    amount = generator.uniform(0, 0.3)
-    distorted: np.ndarray = top * ((1 - amount) * x + amount * bent)
-    return distorted
-
-
-def _responses(generator: np.random.Generator) -> list[np.ndarray]:
-    """What the microphone hears of an impulse: of the loudspeaker, of it elsewhere, of a mouth."""
-    pra = require("pyroomacoustics", "echo", "palto train echo")
-    size = generator.uniform([3, 3, 2.4], [8, 6, 3.5])
-    absorption, order = pra.inverse_sabine(generator.uniform(0.15, 0.4), size)
-    room = pra.ShoeBox(
-        size, fs=RATE, materials=pra.Material(min(absorption, 1.0)), max_order=min(order, 12)
-    )
-    mic = generator.uniform([0.7, 0.7, 0.7], size - 0.7)
-    room.add_microphone(mic)
-    for nearest, furthest in ((0.15, 0.6), (0.15, 0.6), (0.4, 1.2)):
-        while True:
-            direction = generator.normal(size=3)
-            place = mic + direction / np.linalg.norm(direction) * generator.uniform(
-                nearest, furthest
-            )
-            if np.all((place > 0.1) & (place < size - 0.1)):
-                break
-        room.add_source(place)
-    room.compute_rir()
-    # A buffer or two lie between the loudspeaker's samples and the microphone's.
-    late = np.zeros(int(RATE * generator.uniform(0, 0.008)))
-    return [np.concatenate([late, response]) for response in room.rir[0]]
-
-
-def _convolve(x: np.ndarray, response: np.ndarray) -> Any:
-    return require("scipy.signal", "echo", "palto train echo").fftconvolve(x, response)[: len(x)]
-
-
-def _level(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x)))) + 1e-9
-
 
 def _recordings(languages: Sequence[str], keep: Callable[[int], bool]) -> list[np.ndarray]:
     """Those of some numbers that are not silent and last a second or more."""
     found = []
     for language in languages:
         for number, (_, x) in enumerate(sorted(data.speech(language).items())):
-            if keep(number) and len(x) >= RATE and _level(x / 32768) > 0.01:
+            if keep(number) and len(x) >= RATE and level(x / 32768) > 0.01:
                 found.append(x)
     return found
 
 
-#: So many scenes lie in one file; so many of each kind with double talk are for validation.
+#: Which scenes are learned from, and how often: a change of the path is over in half a second, and
+#: would hardly be seen in calls that have one. What is tested.
+LEARNED = {"single talk": 0.1, "double talk": 0.3, "restless": 0.6}
+TESTED = ["double talk", "path change"]
+#: So many scenes lie in one file; so many of each kind that is tested are for validation.
 PART, VALIDATION = 25, 4
 
 
@@ -230,11 +78,11 @@ def training_scenes(
             watch("making scenes", k / len(paths), f"{k * PART} of {count}")
             if not path.exists():
                 generator = np.random.default_rng((seed, k))
-                kinds = generator.choice(KINDS, size=size, p=(0.2, 0.4, 0.4))
+                kinds = generator.choice(list(LEARNED), size=size, p=list(LEARNED.values()))
                 make_scenes(list(kinds), seconds, voices, voices, generator).save(path)
         held = _recordings(VOICES, lambda number: number % 10 == 0)
         generator = np.random.default_rng((seed, 10**6))
-        make_scenes(list(KINDS[1:]) * VALIDATION, seconds, held, held, generator).save(last)
+        make_scenes(TESTED * VALIDATION, seconds, held, held, generator).save(last)
     return Scenes.load(paths), Scenes.load([last])
 
 
@@ -335,6 +183,9 @@ class GainNet(nn.Module):
 
 #: The last far frames, the filters, those before, the two parts of the network's memory; rows last.
 State = tuple[palto.Tensor, ...]
+#: Between two frames of a call: the last samples of both ends, (2, 768), what the last frames add
+#: to the next samples, (3, 256), and the filters' state.
+Call = tuple[palto.Tensor, palto.Tensor, State]
 
 #: Filters beyond this energy have run away, and begin again.
 ENERGY = 100.0
@@ -376,6 +227,33 @@ class KalmanFilter(nn.Module):
         energy = palto.sum(palto.square(moved), axis=(0, 1))
         moved = palto.where(energy < ENERGY, moved, 0.0)
         return (x[:, 1:], moved, filters, *memory), _times(x, moved)
+
+    def begin(self) -> Call:
+        """A call before anything was heard."""
+        return palto.zeros((2, LATENCY)), palto.zeros((LATENCY // HOP, HOP)), self.start(BINS)
+
+    def stream(self, call: Call, far: palto.Tensor, mic: palto.Tensor) -> tuple[Call, palto.Tensor]:
+        """The next samples of a call, (frames, 256), to its state and `mic` without the echo.
+
+        What is returned belongs to the samples of `LATENCY` samples ago.
+        """
+        last, tail, state = call
+        now = palto.reshape(palto.stack([far, mic]), (2, -1))
+        both = palto.concat([last, now], axis=1)
+        heard = spectra(both)
+        state, echo = palto.scan(
+            lambda state, frame: self(state, *frame), state, (heard[0], heard[1])
+        )
+        clean = heard[1] - echo
+        frames = palto.fft.irfft(palto.complex(clean[:, 0], clean[:, 1]), n=WINDOW)
+        # Four windows' squares overlap to 1.5.
+        frames = frames * (signal.hann_window(WINDOW) / 1.5)
+        count, blocks = far.shape[0], WINDOW // HOP
+        total = palto.pad(tail, [(0, count), (0, 0)])
+        for k in range(blocks):
+            part = frames[:, k * HOP : (k + 1) * HOP]
+            total = total + palto.pad(part, [(k, blocks - 1 - k), (0, 0)])
+        return (both[:, -LATENCY:], total[count:], state), total[:count]
 
 
 def _times(x: palto.Tensor, h: palto.Tensor) -> palto.Tensor:
@@ -421,31 +299,17 @@ class Canceller:
         model: the trained filter.
     """
 
-    LATENCY = WINDOW - HOP
+    LATENCY = LATENCY
 
     def __init__(self, model: KalmanFilter) -> None:
         self._model = model
         model.eval()
-        window = signal.hann_window(WINDOW)
-
-        @palto.compile
-        def advance(state: State, far: palto.Tensor, mic: palto.Tensor) -> tuple[State, Any]:
-            heard = spectra(mic)
-            state, echo = palto.scan(
-                lambda state, frame: model(state, *frame), state, (spectra(far), heard)
-            )
-            clean = heard - echo
-            frames = palto.fft.irfft(palto.complex(clean[:, 0], clean[:, 1]), n=WINDOW)
-            return state, frames * (window / 1.5)  # four windows' squares overlap to 1.5
-
-        self._advance = advance
+        self._stream = palto.compile(model.stream)
         self.reset()
 
     def reset(self) -> None:
         """Begin another call."""
-        self._state = self._model.start(BINS)
-        self._heard = np.zeros((2, self.LATENCY), np.float32)
-        self._tail = np.zeros(self.LATENCY, np.float32)
+        self._call = self._model.begin()
 
     def process(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
         """The next samples of a call.
@@ -466,16 +330,10 @@ class Canceller:
                 f"far and mic want the same number of samples, a multiple of {HOP}, got shapes "
                 f"{far.shape} and {mic.shape}"
             )
-        heard = np.concatenate([self._heard, [far, mic]], axis=1)
         with palto.no_grad():
-            self._state, frames = self._advance(self._state, heard[0], heard[1])
-        self._heard = heard[:, -self.LATENCY :]
-        total = np.zeros(len(far) + self.LATENCY, np.float32)
-        total[: self.LATENCY] = self._tail
-        for k, frame in enumerate(frames.numpy()):
-            total[k * HOP : k * HOP + WINDOW] += frame
-        self._tail = total[len(far) :]
-        return total[: len(far)]
+            self._call, clean = self._stream(self._call, far.reshape(-1, HOP), mic.reshape(-1, HOP))
+        now: np.ndarray = clean.numpy().reshape(-1)
+        return now
 
     def whole(self, far: np.ndarray, mic: np.ndarray) -> np.ndarray:
         """A whole call: `mic` without the echo, as long and sample by sample at the same time.
@@ -515,7 +373,7 @@ def delay(far: np.ndarray, mic: np.ndarray) -> int:
     latest, earliest = int(LATEST * RATE), int(EARLIEST * RATE)
     near = np.concatenate([correlation[earliest:], correlation[: latest + 1]])
     best = int(np.argmax(near))
-    return best + earliest if near[best] > 8 * _level(correlation) else 0
+    return best + earliest if near[best] > 8 * level(correlation) else 0
 
 
 def aligned(far: np.ndarray, samples: int) -> np.ndarray:
@@ -716,7 +574,7 @@ class Calls:
         self._bins[k] = generator.permutation(BINS)[: self._plan.bins]
         self._volume[k] = 10 ** (generator.uniform(-6, 6) / 20)
         # The mean energy of a spectrum is that of a sample times the window's.
-        mean = _level(scenes.echo[self._scene[k], ::8] / 32768) ** 2 * 0.375 * WINDOW
+        mean = level(scenes.echo[self._scene[k], ::8] / 32768) ** 2 * 0.375 * WINDOW
         self._floor[k] = QUIET * mean * FRAMES * self._plan.bins
 
     def drop(self, which: np.ndarray) -> None:
@@ -759,13 +617,18 @@ class Training(RoundTraining[Plan, Round]):
             return (), some_spectra(signals, palto.take(all_waves.read(), bins, axis=0))
 
         def follow(_: Any, call: Any) -> tuple[Any, Any]:
-            """One call for some frames: its loss in dB, and the state of its filters."""
+            """One call for some frames: its loss in dB, and its state."""
             state, (far, mic, echo), is_new, floor = call
-            state = tuple(palto.where(is_new, 0.0, x) for x in state)
-            state, found = palto.scan(lambda state, frame: model(state, *frame), state, (far, mic))
-            error, energy = (palto.sum(palto.square(x)) for x in (found - echo, echo))
-            loss = 10 * palto.log10((error + floor) / (energy + floor))
-            return (), (loss, state)
+            energies, *state = (palto.where(is_new, 0.0, x) for x in state)
+            state, found = palto.scan(
+                lambda state, frame: model(state, *frame), tuple(state), (far, mic)
+            )
+            # Of the error and of the echo, since the call began: so moments in which much echo is
+            # heard count for much, and those in which hardly any is left for little.
+            parts = (palto.sum(palto.square(x)) for x in (found - echo, echo))
+            energies = energies + palto.stack(tuple(parts))
+            loss = 10 * palto.log10((energies[0] + floor) / (energies[1] + floor))
+            return (), (loss, (energies, *state))
 
         @palto.compile
         def step(
@@ -790,9 +653,9 @@ class Training(RoundTraining[Plan, Round]):
         return step
 
     def start(self) -> State:
-        """The states of a step's calls, before anything was heard."""
-        count = self.plan.batch_size
-        return tuple(palto.zeros((count, *x.shape)) for x in self.model.start(self.plan.bins))
+        """The states of a step's calls, before anything was heard: their energies, and filters."""
+        state = (palto.zeros(2), *self.model.start(self.plan.bins))
+        return tuple(palto.zeros((self.plan.batch_size, *x.shape)) for x in state)
 
     def run(self, watch: Watch) -> None:
         """Train until all steps are done.
@@ -916,7 +779,7 @@ def examine(model: KalmanFilter, plan: Plan, watch: Watch) -> dict[str, dict[str
     wide-band, from 1 to 4.6.
     """
     found: dict[str, dict[str, Any]] = {}
-    for kind in KINDS[1:]:
+    for kind in TESTED:
         scenes = test_scenes(kind, plan.test_scenes)
         found[kind] = {}
         for name, method in methods(model).items():

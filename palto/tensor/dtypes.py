@@ -53,11 +53,11 @@ def as_dtype(dtype: Any) -> DType:
     Raises:
         TypeError: the format is not one that Palto holds.
     """
-    python: dict[Any, DType] = {
-        float: float32, int: int64, _PythonBool: bool, complex: complex64,
-    }  # fmt: skip
-    if isinstance(dtype, type) and dtype in python:
-        return python[dtype]
+    if isinstance(dtype, type) and not issubclass(dtype, np.generic):
+        python = ((_PythonBool, bool), (int, int64), (float, float32), (complex, complex64))
+        for kind, found_for in python:
+            if issubclass(dtype, kind):
+                return found_for
     found: DType | None
     try:
         found = np.dtype(bfloat16 if dtype == "bfloat16" else dtype)

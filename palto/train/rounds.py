@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,10 +28,8 @@ else:
 Watch = Callable[[str, float, str], None]
 
 
-class RoundTraining(Generic[AnyPlan, AnyRound]):
+class RoundTraining(ABC, Generic[AnyPlan, AnyRound]):
     """The base of trainings that `Trainer` does not fit: whose examples come of their own doing.
-
-    A subclass does its rounds until there are enough, and calls `keep` at the end of each.
 
     Args:
         folder: where checkpoints lie, or will lie.
@@ -72,6 +71,10 @@ class RoundTraining(Generic[AnyPlan, AnyRound]):
         optimizer.load_state_dict(found.tensors["optimizer"])
         random.default_generator.state.assign(found.tensors["random"]["state"])
         self.rounds = [round_type(**x) for x in found.state["rounds"]]
+
+    @abstractmethod
+    def run(self, watch: Watch) -> None:
+        """Do rounds until there are enough, and call `keep` at the end of each."""
 
     def keep(self, one: AnyRound, *, is_best: bool) -> None:
         """Add a round, and write a checkpoint.

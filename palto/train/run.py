@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -267,7 +268,8 @@ class Run:
             OSError: the folder cannot be written to.
         """
         path = Path(folder)
-        command, encoder = " ".join(sys.argv), examples.encoder
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        encoder = examples.encoder
         if executor is not None and executor.rank:
             return cls(path, config, examples.shape, examples.classes, command, encoder)
         if (path / CONFIG_FILE).exists():

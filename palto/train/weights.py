@@ -17,7 +17,12 @@ from palto.train.run import versions
 
 
 def save_weights(
-    folder: str | os.PathLike[str], name: str, model: Module, about: Mapping[str, Any]
+    folder: str | os.PathLike[str],
+    name: str,
+    model: Module,
+    about: Mapping[str, Any],
+    *,
+    dtype: Any = None,
 ) -> dict[str, Any]:
     """Write `name`.safetensors and `name`.json, whole or not at all.
 
@@ -26,12 +31,16 @@ def save_weights(
         name: of both files.
         model: whose weights they are.
         about: what is to be known of them, as JSON takes it: the command, the scores.
+        dtype: of the weights in the file; by default those of the model.
 
     Returns:
         What the JSON file holds: `about`, the date, versions, and the hash of the weights.
     """
     weights, record_file = _files(folder, name)
-    safetensors.save(weights, model.state_dict())
+    state = model.state_dict()
+    if dtype is not None:
+        state = {name: x.astype(dtype) for name, x in state.items()}
+    safetensors.save(weights, state)
     record = {
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),

@@ -19,9 +19,9 @@ def test_a_step_is_pytorchs(torch, tmp_path, monkeypatch):
     palto.manual_seed(1)
     training = echo.Training(tmp_path, echo.Plan(batch_size=3, bins=5))
     nn.init.uniform_(training.model.gain.linear3.weight, -0.05, 0.05)
-    training.optimizer = optim.SGD(training.model, lr=0.1)
+    training.optimizer = optim.SGD(training.model, lr=0.3)
     training.step = training._compiled_step()
-    peer = benchmark.TorchTraining(training.model, lambda x: torch.optim.SGD(x, 0.1))
+    peer = benchmark.TorchTraining(training.model, lambda x: torch.optim.SGD(x, 0.3))
     first = {name: x.numpy() for name, x in training.model.gain.state_dict().items()}
     ours, theirs = training.start(), None
     for batch in benchmark.batches(3, 5, steps=14):  # in the thirteenth all calls begin again

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import re
 import time
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import palto
 from palto import nn, optim
 from palto.compiler.dynamic import Size
-from palto.compiler.sizes import at, bounds
+from palto.compiler.sizes import Comparisons, at, bounds
 
 F = nn.functional
 MOST = 37
@@ -453,3 +459,85 @@ def test_sizes_in_another_order_share_the_program():
         x, y = np.arange(n, dtype=np.float32), np.arange(m, dtype=np.float32)
         np.testing.assert_array_equal(outer(x, y).numpy(), np.outer(x, y))
     assert outer.program_count == 1
+
+
+N, M = palto.Dim("n", max=16), palto.Dim("m", max=24)
+BOUNDS = (
+    "None", "n", "m", "m - 3", "n - m", "m - n", "n // 2", "m % 5", "2 * n - m", "-n", "-3",
+    "3 - m", "7", "min(n, m)", "max(n - 4, m // 3)", "abs(n - m)", "n if m > 9 else m",
+    "n ** 2 - 60", "divmod(m, 4)[0]", "5 if n in (4, 8) else n", "4 if n == m - 2 else 6",
+    "3 if n - m else 2",
+)  # fmt: skip
+_bound = st.sampled_from(BOUNDS)
+
+
+@given(
+    start=_bound, stop=_bound, step=st.sampled_from((1, 1, 1, 2, -1, -3)),
+    axis=st.sampled_from(("n", "m")),
+    sizes=st.lists(st.tuples(st.integers(2, 16), st.integers(2, 24)), min_size=4, max_size=10),
+)  # fmt: skip
+@example("None", "m - 3", 1, "n", [(8, 12), (8, 9), (3, 5), (16, 24)])
+@settings(max_examples=40)
+def test_slices_at_any_sizes_are_those_of_numpy(start, stop, step, axis, sizes):
+    """Or the function is refused, and says so."""
+
+    def cut(x, y):
+        n, m = x.shape[0], y.shape[0]
+        bounds = [eval(bound, {"n": n, "m": m}) for bound in (start, stop)]
+        return (x if axis == "n" else y)[slice(*bounds, step)] * 2
+
+    compiled = palto.compile(dynamic_shapes={"x": {0: N}, "y": {0: M}})(cut)
+    for n, m in sizes:
+        x, y = np.arange(n, dtype=np.float32), np.arange(m, dtype=np.float32) + 100
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it has been compiled many times
+            try:
+                found = compiled(x, y)
+            except palto.TraceError as error:
+                assert re.search("size|straight line|axes that grow", str(error))
+                return
+        np.testing.assert_array_equal(found.numpy(), cut(x, y), err_msg=f"{n}, {m}")
+
+
+@pytest.mark.parametrize(
+    ("function", "programs"),
+    [
+        (lambda x: x * 2 if x.shape[0] > 4 else x * 3, 1 + 3),
+        (lambda x: palto.sum(x) / max(x.shape[0], 12), 1 + 7),
+        (lambda x: x[: min(x.shape[0], 9)] + 1, 1 + 6),
+        (lambda x: x * (2 if x.shape[0] == 6 else 3), 1 + 1),
+        (lambda x: x[:6] * 2, 1 + 4),
+        (lambda x: x[:-1] * x[1:], 1),
+    ],
+    ids=["branch", "max", "min", "equal", "slice", "none"],
+)
+def test_a_branch_that_no_trace_has_taken(function, programs):
+    """Where the function does something else, sizes have programs of their own."""
+    compiled = palto.compile(dynamic_shapes={"x": {0: palto.Dim("n", max=64)}})(function)
+    for n in (60, 2, 3, 4, 5, 6, 9, 11, 13, 31, 64):
+        x = np.arange(n, dtype=np.float32)
+        wanted = function(palto.asarray(x)).numpy()
+        np.testing.assert_allclose(compiled(x).numpy(), wanted, rtol=1e-6, err_msg=str(n))
+    assert compiled.program_count == programs
+
+
+def test_comparisons_are_noted_by_what_they_depend_on():
+    comparisons = Comparisons([palto.Dim("n", max=100)])
+    with comparisons.noting({"n": 50}) as sizes:
+        (size,) = sizes.values()
+        assert size > 1 and 200 > size and size != 101 and size + 1 > size  # always so
+        assert comparisons.answers({"n": 50}) == ()
+        assert 2 * size - 3 > 60 and size != 7 and size % 7 in (1, 2) and abs(size - 60) == 10
+    asked = [comparisons.answers({"n": k}) for k in (50, 51, 31, 7)]
+    assert asked[0] not in asked[1:]
+    assert size < 99 and comparisons.answers({"n": 50}) == asked[0]  # noted in the block alone
+
+
+def test_a_number_that_notes_calculates_as_others():
+    with Comparisons([palto.Dim("n", max=100)]).noting({"n": 50}) as sizes:
+        (size,) = sizes.values()
+    assert type(pickle.loads(pickle.dumps(size))) is int and copy.copy(size) == 50
+    assert {size: 1}[50] == 1 and size != "n" and size < 50.5 and -size < -49 < +size
+    assert (size**2, size**-1, size / 4, 2**size) == (2500, 0.02, 12.5, 2**50)
+    assert (divmod(size, 7), divmod(107, size), 99 - size, 99 % size) == ((7, 1), (2, 7), 49, 49)
+    assert bool(size) and not size - 50 and list(range(size))[-1] == 49

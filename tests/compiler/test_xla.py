@@ -279,10 +279,59 @@ def test_more_devices_than_there_are():
         step(np.ones(4))
 
 
-def test_explain_is_of_native_programs():
-    step = palto.compile(lambda x: x + 1, executor="xla")
-    with pytest.raises(ValueError, match="compile it with executor='native'"):
-        step.explain(np.ones(3))
+def learning_step(executor):
+    model = nn.models.fully_connected(20, (32,), 5)
+    optimizer = optim.Adam(model, lr=1e-2)
+
+    def step(x, y):
+        loss = nn.functional.cross_entropy(model(x + palto.random.normal(x.shape)), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    cells = [cell for _, cell in (*model.named_cells(), *optimizer.named_cells())]
+    cells.append(palto.random.default_generator.state)
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(16, 20)).astype("f"), rng.integers(0, 5, 16)
+    return palto.compile(step, executor=executor), cells, batch
+
+
+def test_explain_says_what_xla_says():
+    step, cells, batch = learning_step("xla")
+    before = [cell.numpy() for cell in cells]
+    found = step.explain(*batch)
+    for cell, value in zip(cells, before, strict=True):
+        np.testing.assert_array_equal(cell, value)
+    layers = {layer for row in found.rows for layer in row.layers}
+    assert {"Sequential.layers.1", "Sequential.layers.3"} <= layers
+    assert not any("(" in layer for layer in layers)
+    computed = {name for row in found.rows for name in row.primitives}
+    assert {"matmul", "sum", "exp"} <= computed
+    # Two products of 16 x 20 x 32 numbers and of 16 x 32 x 5 forward, and the gradients.
+    assert 2 * 16 * (2 * 20 * 32 + 3 * 32 * 5) < found.flops < 200_000
+    parameters = 20 * 32 + 32 + 32 * 5 + 5
+    assert found.argument_bytes > 3 * 4 * parameters  # and Adam's two moments
+    assert 3 * 4 * parameters < found.donated_bytes <= found.result_bytes
+    assert found.seconds > 0 and found.devices == 1 and not found.between
+    heaviest = found.heaviest(3)
+    assert heaviest[0].read + heaviest[0].written >= heaviest[1].read + heaviest[1].written > 0
+    text = str(found)
+    assert "operations of XLA on 1 device" in text and "what reads and writes most:" in text
+    assert step.explain().flops == found.flops
+    with pytest.raises(IndexError, match="label 7 is out of range"):
+        step.explain(batch[0], batch[1] * 0 + 7)
+
+
+def test_explain_of_a_loop_and_of_a_size():
+    layer = nn.LSTM(3, 5)
+    time = palto.Dim("time", max=32)
+    run = palto.compile(lambda x: layer(x)[0], dynamic_shapes={"x": {0: time}}, executor="xla")
+    found = run.explain(np.ones((7, 2, 3), "f"))
+    (loop,) = (row for row in found.rows if row.kind == "while")
+    assert loop.layers[0] == "LSTM" and {"matmul", "tanh"} <= set(loop.primitives)
+    assert run.explain().flops > found.flops  # at the greatest size
+    empty = palto.compile(lambda x: x, executor="xla").explain(np.ones(3))
+    assert empty.flops == 0 and "0 exchanges" not in str(empty)
 
 
 def test_without_jax(monkeypatch):

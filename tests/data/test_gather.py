@@ -1,83 +1,106 @@
-"""Rows of bytes as float32: the machine code answers what NumPy answers."""
+"""Rows of arrays gathered by machine code: it answers what NumPy answers."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from palto.data import gather
+from palto.data.gather import Gathering, Part
+
+DTYPES = ["bool", "uint8", "int16", "int32", "int64", "float32", "float64", "complex128"]
 
 
-@pytest.fixture(autouse=True)
-def code_from_the_start(monkeypatch):
-    monkeypatch.setattr(gather, "BEFORE_CODE", 0)
+@pytest.fixture(autouse=True, scope="module")
+def code_from_the_start():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather, "BEFORE_CODE", 0)
+        yield
 
 
-def images(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+def numbers(shape, dtype="uint8"):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 2 if dtype == "bool" else 256, shape).astype(dtype)
 
 
-def by_numpy(array, places):
-    return array.take(places, axis=0).astype(np.float32) * np.float32(1 / 255)
+def by_numpy(part, places):
+    rows = part.array[places]
+    if part.is_scaled:
+        return rows.astype(np.float32) * np.float32(1 / 255)
+    return rows.astype(part.dtype)
 
 
-@pytest.mark.parametrize("shape", [(9, 28, 28, 1), (9, 8, 8, 1), (9, 13, 5, 1), (9, 3, 7, 3), (9,)])
-def test_the_same_to_the_bit(shape):
-    array, places = images(*shape), np.array([3, 8, 0, 0, 5, 8, 1])
-    found = gather.gather_fractions(array, places)
-    np.testing.assert_array_equal(found, by_numpy(array, places))
-    assert (found.shape, found.dtype) == ((7, *shape[1:]), np.float32)
+def check(parts, places):
+    found = Gathering(parts)(np.asarray(places, np.int64))
+    for part, rows in zip(parts, found, strict=True):
+        expected = by_numpy(part, places)
+        assert (rows.shape, rows.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(rows, expected)
+        assert not np.shares_memory(rows, part.array)
 
 
-def test_every_byte():
-    array = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-    expected = np.arange(256, dtype=np.float32) * np.float32(1 / 255)
-    np.testing.assert_array_equal(gather.gather_fractions(array, np.array([1]))[0], expected)
-    np.testing.assert_array_equal(gather.gather_fractions(array[:, :63], np.array([1]))[0],
-                                  expected[:63])  # fmt: skip
+@given(
+    length=st.integers(1, 12),
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 9), max_size=3).map(tuple),
+            st.sampled_from(DTYPES),
+            st.booleans(),
+        ),
+        min_size=1, max_size=4,
+    ),
+    data=st.data(),
+)  # fmt: skip
+def test_the_same_to_the_bit(length, rows, data):
+    parts = []
+    for shape, dtype, is_scaled in rows:
+        is_scaled = is_scaled and dtype == "uint8"
+        array = numbers((length, *shape), dtype)
+        parts.append(Part(array, np.dtype(np.float32) if is_scaled else array.dtype, is_scaled))
+    check(parts, data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=30)))
 
 
-@pytest.mark.parametrize("places", [[], [-1, 2, -9], [8]])
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
-def test_places_of_all_kinds(places, dtype):
-    if dtype == np.uint8 and min(places, default=0) < 0:
-        pytest.skip("a uint8 is not negative")
-    array, places = images(9, 70), np.array(places, dtype)
-    np.testing.assert_array_equal(gather.gather_fractions(array, places), by_numpy(array, places))
+@pytest.mark.parametrize("length", [1, 8, 63, 64, 65, 784, 3000])
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_every_byte_and_nothing_else_is_written(length, is_scaled):
+    array = np.resize(np.arange(256, dtype=np.uint8), (40, length))
+    part = Part(array, np.dtype(np.float32 if is_scaled else np.uint8), is_scaled)
+    (rows,) = Gathering([part])(np.arange(39, -1, -1))
+    np.testing.assert_array_equal(rows, by_numpy(part, np.arange(39, -1, -1)))
+    assert rows.ctypes.data % 64 == 0 and rows.base.nbytes == rows.nbytes + 64
 
 
-@pytest.mark.parametrize("place", [9, -10, 2**62])
-def test_a_place_that_is_not_there(place):
-    with pytest.raises(IndexError, match="out of bounds"):
-        gather.gather_fractions(images(9, 70), np.array([0, place]))
-
-
-def test_arrays_that_lie_in_another_way():
-    whole = images(9, 140)
+def test_arrays_that_lie_in_another_way_or_come_out_in_another_dtype():
+    whole = numbers((9, 140))
     for array in (whole[:, ::2], whole[::2], whole[::-1], np.asfortranarray(whole), whole[:, :0]):
-        places = np.array([1, 0, 4])
-        np.testing.assert_array_equal(
-            gather.gather_fractions(array, places), by_numpy(array, places)
-        )
+        for is_scaled in (False, True):
+            dtype = np.dtype(np.float32 if is_scaled else np.uint8)
+            check(
+                [Part(whole[: len(array)], whole.dtype), Part(array, dtype, is_scaled)], [1, 0, 4]
+            )
+    check([Part(whole.astype(">f4"), np.dtype(np.float32)), Part(whole, whole.dtype)], [8, 2])
 
 
 def test_threads():
-    array = images(500, 100)
+    part = Part(numbers((500, 100)), np.dtype(np.float32), True)
     orders = [np.random.default_rng(seed).permutation(500) for seed in range(8)]
+    gathering = Gathering([part])
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda order: gather.gather_fractions(array, order), orders))
-    for order, floats in zip(orders, found, strict=True):
-        np.testing.assert_array_equal(floats, by_numpy(array, order))
+        found = list(threads.map(gathering, orders))
+    for order, (floats,) in zip(orders, found, strict=True):
+        np.testing.assert_array_equal(floats, by_numpy(part, order))
 
 
 def test_little_is_gathered_without_code(monkeypatch):
     """And what follows it with code, with the same numbers."""
-    monkeypatch.setattr(gather, "BEFORE_CODE", 1000)
-    monkeypatch.setattr(gather, "_converted", 0)
+    monkeypatch.setattr(gather, "BEFORE_CODE", 4000)
+    monkeypatch.setattr(gather, "_gathered", 0)
     asked, code = [], gather._code
     monkeypatch.setattr(gather, "_code", lambda: asked.append(1) or code())
-    array = images(9, 100)
-    found = [gather.gather_fractions(array, np.array([2, 7, 1, 4])) for _ in range(4)]
-    assert len(asked) == 1  # 400 elements each: the fourth comes after 1,200
+    gathering = Gathering([Part(numbers((9, 100)), np.dtype(np.float32), True)])
+    found = [gathering(np.array([2, 7, 1, 4]))[0] for _ in range(4)]
+    assert len(asked) == 1  # 1,600 bytes each: the fourth comes after 4,800
     for floats in found:
         np.testing.assert_array_equal(floats, found[0])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import palto
 from palto import data
+from palto.data import gather
 
 
 def numbers(n):
@@ -165,8 +166,14 @@ def test_the_state_is_plain_and_checked():
 # --- Arrays in memory: many batches are gathered at once -----------------------------------------
 
 
+@pytest.fixture(params=[0, 1 << 62], ids=["code", "NumPy"])
+def before_code(request, monkeypatch):
+    """What gathers: the machine code at once, or never."""
+    monkeypatch.setattr(gather, "BEFORE_CODE", request.param)
+
+
 def in_memory():
-    """Images of bytes and labels; as floats, 32 batches of 9 are more than 2 MiB."""
+    """Images of bytes and labels; as floats, 32 batches of 9 are more than is gathered at once."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (700, 50, 40, 1), np.uint8)
     return data.ImageDataset(images, rng.integers(0, 9, 700).astype(np.uint8))
@@ -185,7 +192,7 @@ DATASETS = {
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("batch_size", "drop_last"), [(1, False), (9, False), (9, True), (900, 0)])
 @pytest.mark.parametrize("name", DATASETS)
-def test_batches_are_what_the_dataset_answers(name, batch_size, drop_last, workers):
+def test_batches_are_what_the_dataset_answers(name, batch_size, drop_last, workers, before_code):
     dataset = DATASETS[name]()
     loader = data.DataLoader(
         dataset, batch_size, shuffle=True, num_workers=workers, drop_last=bool(drop_last)
@@ -203,14 +210,34 @@ def test_batches_are_what_the_dataset_answers(name, batch_size, drop_last, worke
             np.testing.assert_array_equal(tensor.array(), array)
 
 
-def test_whoever_keeps_a_batch_keeps_little_else():
+def test_whoever_keeps_a_batch_keeps_little_else(before_code):
     for name in ("images", "bytes"):
         for batch_size in (1, 9, 300):
             for images, labels in data.DataLoader(DATASETS[name](), batch_size):
                 for kept in (images.array(), labels.array()):
                     whole = kept if kept.base is None else kept.base
-                    assert whole.nbytes <= max(kept.nbytes, 2 << 20)
-                    assert whole.nbytes <= 32 * batch_size * kept[:1].nbytes
+                    edge = 64  # so that it begins where a line of the cache does
+                    assert whole.nbytes <= max(kept.nbytes, 400 << 10) + edge
+                    assert whole.nbytes <= 32 * batch_size * kept[:1].nbytes + edge
+
+
+def test_a_subset_whose_indices_were_changed_reads_nothing_else(before_code):
+    subset = data.Subset(data.TensorDataset(np.arange(9)), [1, 2])
+    subset.indices[1] = 9
+    with pytest.raises(IndexError, match="out of bounds"):
+        list(data.DataLoader(subset, 2))
+    subset.indices[1] = -1
+    assert seen(data.DataLoader(subset, 2)) == [(1, 8)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_owns_its_memory(workers, before_code):
+    loader = data.DataLoader(numbers(40), 4, num_workers=workers)
+    batches = [batch.array() for (batch,) in loader]
+    for batch in batches:
+        batch += 100
+    assert [x.tolist() for x in batches] == [list(range(k, k + 4)) for k in range(100, 140, 4)]
+    assert seen(loader)[0] == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: data.Subset(x, range(20))])

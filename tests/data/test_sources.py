@@ -666,7 +666,7 @@ def nothing_here(tmp_path, monkeypatch):
 
 def test_what_is_available(nothing_here, monkeypatch):
     rows = {row.name: row for row in data.available()}
-    assert set(rows) == {"fashion-mnist", "elpv", "penguins"}
+    assert set(rows) == {"fashion-mnist", "elpv", "penguins", "speech", "chitchat"}
     for row in rows.values():
         assert all((row.what, row.size, row.licence, row.origin))
     assert rows["penguins"].here  # it comes with Palto
@@ -674,7 +674,8 @@ def test_what_is_available(nothing_here, monkeypatch):
     assert not elpv.here
     folder = nothing_here / "elpv"
     folder.mkdir(parents=True)
-    (folder / next(iter(elpv.files.contents))).touch()
+    (files,) = elpv.files
+    (folder / next(iter(files.contents))).touch()
     assert elpv.here
     monkeypatch.setenv("PALTO_DATA", str(nothing_here))
     monkeypatch.setattr(fetch, "cache_folder", lambda: nothing_here / "other")
@@ -731,6 +732,17 @@ def test_a_name_comes_before_a_folder(tmp_path, photos, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         data.open_source("elpv")
     assert len(data.open_source("./elpv")[0]) == 6
+
+
+def test_what_has_no_answers_is_fetched_but_not_learned_from(monkeypatch):
+    read = []
+    monkeypatch.setattr(fetch.Files, "read", lambda self, folder=None: read.append(self.debian))
+    assert data.fetch_source("Speech").licence.startswith("CC-BY-SA-3.0")
+    assert [f"asterisk-core-sounds-{x}-g722" for x in ("en", "es", "fr", "it", "ru")] == read
+    with pytest.raises(ValueError, match=r"no examples with answers.*2,831.*palto\.data\.speech"):
+        data.open_source("speech")
+    with pytest.raises(ValueError, match="is 'speech' meant"):
+        data.fetch_source("speach")
 
 
 def test_elpv():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import palto
-from palto import cli, nn
+from palto import acoustics, cli, nn
 from palto.recipes import echo
-from palto.recipes.echo import Canceller, KalmanFilter, Plan, Scenes, Training
+from palto.recipes.echo import Canceller, KalmanFilter, Plan, Training
 from palto.train import TrainingStopped
 
 soundfile = pytest.importorskip(
@@ -21,7 +21,6 @@ pytest.importorskip(
     "pyroomacoustics", reason="pyroomacoustics is not installed (pip install 'palto[echo]')"
 )
 
-KINDS = ["single talk", "double talk", "path change"]
 SHORT = Plan(
     steps=5, round_steps=2, batch_size=2, bins=8, scenes=3, seconds=4.0, test_scenes=1, lr=1e-3
 )
@@ -71,40 +70,6 @@ def unruly():
 
 
 # --- Scenes --------------------------------------------------------------------------------------
-
-
-def test_scenes_are_made_from_a_seed_and_kept(voices, tmp_path):
-    scenes, again = (
-        echo.make_scenes(KINDS, 4, voices, voices, np.random.default_rng(5)) for _ in range(2)
-    )
-    scenes.save(tmp_path / "scenes.safetensors")
-    loaded = Scenes.load([tmp_path / "scenes.safetensors"] * 2)
-    for name, signals in vars(scenes).items():
-        assert signals.shape == (3, 4 * echo.RATE)
-        assert signals.dtype == np.int16
-        np.testing.assert_array_equal(signals, vars(again)[name])
-        np.testing.assert_array_equal(np.concatenate([signals] * 2), vars(loaded)[name])
-    assert not scenes.near[0].any()
-    assert scenes.near[1].any()
-    whole = sum(x.astype(int) for x in (scenes.echo, scenes.near, scenes.noise))
-    np.testing.assert_array_equal(scenes.mic, whole)  # nothing is beyond 16 bits
-
-
-def test_in_a_path_change_another_response_comes(voices, monkeypatch):
-    """A filter of the first half's best fit is good in it, and useless after the change."""
-    monkeypatch.setattr(echo, "_loudspeaker", lambda x, generator: x)
-    fits = {}
-    for kind in ("double talk", "path change"):
-        scenes = echo.make_scenes([kind], 4, voices, voices, np.random.default_rng(1))
-        far, heard = scenes.far[0].astype(float), scenes.echo[0].astype(float)
-        delayed = np.stack([np.roll(far, k) for k in range(200)], axis=1)
-        first, last = slice(400, 10_000), slice(-10_000, None)
-        fit = np.linalg.lstsq(delayed[first], heard[first], rcond=None)[0]
-        left = heard - delayed @ fit
-        fits[kind] = [echo.erle(heard[part], left[part]) for part in (first, last)]
-    assert fits["double talk"][0] > 8
-    assert abs(fits["double talk"][1] - fits["double talk"][0]) < 4
-    assert fits["path change"][0] - fits["path change"][1] > 5
 
 
 def test_scenes_are_made_once(voices, tmp_path, monkeypatch):
@@ -305,7 +270,7 @@ def test_a_training_goes_on_as_if_it_had_never_stopped(tmp_path, voices):
 
 
 def test_calls_go_on_from_step_to_step(voices):
-    scenes = echo.make_scenes(KINDS, 4, voices, voices, np.random.default_rng(1))
+    scenes = acoustics.make_scenes(acoustics.KINDS, 4, voices, voices, np.random.default_rng(1))
     plan = Plan(batch_size=5, bins=3)
     calls = echo.Calls(scenes, plan, 200, seed=0)
     before = calls.next()

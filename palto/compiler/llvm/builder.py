@@ -106,6 +106,7 @@ class Function:
         self.parameters = {n: Value(f"%{n}", kind) for kind, n in parameters}
         self._frames = [_Frame([], "entry")]
         self._count = 0
+        self._scratch = "float", 0
         #: Declarations that the module needs, each once.
         self.declarations: set[str] = set()
 
@@ -400,11 +401,23 @@ class Function:
         )
         return self.to_bool(result) if kind == "i1" else result
 
-    def prefetch(self, pointer: Value, index: Value, kind: str) -> None:
-        """Start to fetch the line of an element that is read soon; the address may be anything."""
+    def prefetch(
+        self, pointer: Value, index: Value, kind: str, *, write: bool = False, level: int = 1
+    ) -> None:
+        """Start to fetch the line of an element that is read soon, or written, into a cache.
+
+        The address may be anything.
+        """
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         address = self.offset(pointer, index, kind)
-        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 0, i32 2, i32 1)")
+        hint = f"i32 {int(write)}, i32 {4 - level}, i32 1"
+        self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, {hint})")
+
+    def scratch(self, kind: str, count: int) -> Value:
+        """Memory for so many elements, on the stack and the same at each call of this method."""
+        size = max(count, self._scratch[1]) if kind == self._scratch[0] else count
+        self._scratch = kind, size
+        return Value("%scratch", "ptr")
 
     def store(self, pointer: Value, index: Value, value: Value) -> None:
         """Write neighbouring elements, from `index` on."""
@@ -504,10 +517,13 @@ class Function:
         """The whole function as text."""
         parameters = ", ".join(f"{kind} %{name}" for kind, name in self._parameters)
         returned = f"ret {self._result} {result.text}" if result else "ret void"
+        kind, count = self._scratch
+        scratch = [f"  %scratch = alloca [{count} x {kind}], align 64"] if count else []
         return "\n".join(
             [
                 f"define internal {self._result} @{self.function_name}({parameters}) {{",
                 "entry:",
+                *scratch,
                 *self._frames[0].lines,
                 f"  {returned}",
                 "}",

@@ -405,6 +405,18 @@ class Expressions:
         first = self.value(Index(place.constant, uniform))
         return f.binary("add", first, f.binary("mul", counter, f.constant(stride, "i64"))), stride
 
+    def prefetch(self, buffer: Buffer, place: Index, *, write: bool) -> None:
+        """Start to fetch an element, or a vector of neighbours; of other lanes nothing."""
+        base: Value | None = None
+        if not self.varies(place):
+            base = self.value(place)
+        else:
+            first, stride = self._strided(place)
+            base = first if stride == 1 else None
+        if base is not None:
+            kind = LLVM_TYPES[buffer.dtype]
+            self.function.prefetch(self.pointer(buffer), base, kind, write=write)
+
     def store(self, buffer: Buffer, indices: Sequence[Index], element: Element) -> None:
         """Write an element, or its lanes, to a buffer."""
         place = ix.without_assumptions(buffer.place_of(indices))

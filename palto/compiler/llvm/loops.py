@@ -7,13 +7,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from palto.compiler import index as ix
 from palto.compiler import nests, winograd
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import contract
 from palto.compiler.llvm import winograd as llvm_winograd
-from palto.compiler.llvm.builder import Function, Value
+from palto.compiler.llvm.builder import Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.expressions import Expressions
 from palto.compiler.llvm.reduction import Reduction
@@ -33,11 +34,8 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
-#: A product of so few summed elements waits for what its members read: so many bytes are fetched
-#: ahead where no cache holds a buffer.
-_BRIEF, _AHEAD, _BEYOND_CACHES = 64, 512, 2**22
-#: A reduction that walks through memory once has so many bytes fetched ahead, beyond the page, where
-#: processors' own prefetching ends; not of what the nearest cache holds.
+#: A reduction that walks through memory once has so many bytes fetched ahead, beyond the page,
+#: where processors' own prefetching ends; not of what the nearest cache holds.
 _STREAMED, _BEYOND_NEAREST = 4096, 2**14
 #: What a division of each lane's own index counts, in divisions of an index that lanes share.
 _DIVIDED_LANES = 1000
@@ -450,8 +448,6 @@ class Emitter:
         )
         self.plan = plan = _planned(spec, self.machine)
         self.units = plan.units
-        if plan.block_length <= _BRIEF:
-            e.ahead, e.ahead_from = _AHEAD, _BEYOND_CACHES
         partial = None
         if plan.partial:
             partial = e.pointer(Buffer((plan.partial,), out.dtype, "arena"))
@@ -461,15 +457,63 @@ class Emitter:
         def finish(batch_at: list[Value], rows_at: list[Value], column: Value, sums: Value) -> None:
             self._finished(nest, product, place, outer, [*batch_at, *rows_at], column, sums)
 
+        far = self._far_from(nest, product, place)
+
+        def expect(batch_at: list[Value], rows_at: list[Value], column: Value, count: int) -> None:
+            for start in range(0, count, 64 // size_of(kind)):  # lines of the cache
+                first = f.binary("add", column, f.constant(start, "i64"))
+                self._count(product, outer, [*batch_at, *rows_at], first, self.lanes)
+                for buffer, there, writes in far:
+                    e.prefetch(buffer, there, write=writes)
+            e.vector, e.lanes = None, 1
+
         def load(operand: tuple[Buffer, Index], index: Value, lanes: int) -> Value:
             buffer, at = operand
             index = f.binary("add", index, f.constant(at.constant, "i64"))
             return f.load(e.pointer(buffer), index, kind, lanes)
 
+        def prefetch(operand: tuple[Buffer, Index], index: Value, level: int = 1) -> None:
+            buffer, at = operand
+            index = f.binary("add", index, f.constant(at.constant, "i64"))
+            f.prefetch(e.pointer(buffer), index, kind, level=level)
+
         contract.emit(
             f, plan, lambda i, lanes=1: load(a, i, lanes), lambda i, lanes: load(b, i, lanes),
             partial, f.parameters["first"], f.parameters["last"], finish,
+            lambda i: prefetch(b, i), prefetch_a=lambda i, level: prefetch(a, i, level),
+            expect=expect if far else None,
         )  # fmt: skip
+
+    def _far_from(
+        self, nest: Group, product: Product, place: Index
+    ) -> list[tuple[Buffer, Index, bool]]:
+        """What finished sums read and write beyond the first cache: where, and if it is written."""
+        walk = nests.Walk(self._is_stored)
+        targets = [(product.result, ix.along(place, product.result.shape))]
+        for member in nest.members:
+            at = nests.source_indices(member, place, place)
+            walk.visit(member.source, at, inside=member.source is member.tensor)
+            targets.append((member.tensor, nests.target_indices(member, place, place)))
+        far: dict[Any, tuple[Buffer, Index, bool]] = {}
+        reads = [(tensor, [*at]) for tensor, at in walk.reads if at is not None]
+        for places, writes in ((targets, True), (reads, False)):
+            for tensor, indices in places:
+                buffer = self._stored(tensor)
+                if buffer is not None and buffer.bytes > self.machine.l1:
+                    there = ix.without_assumptions(buffer.place_of(indices))
+                    far.setdefault((buffer, there.key), (buffer, there, writes))
+        return list(far.values())
+
+    def _count(
+        self, product: Product, outer: Sequence[Variable], at: Sequence[Value], column: Value,
+        lanes: int,
+    ) -> None:  # fmt: skip
+        """Set the counters to a vector of a product's columns."""
+        e = self.e
+        e.counters.update({v.key: value for v, value in zip(outer, at, strict=True)})
+        e.counters[product.column.key] = column
+        e.lanes = lanes
+        e.vector = product.column if lanes > 1 else None
 
     def _finished(
         self,
@@ -484,10 +528,7 @@ class Emitter:
         """Take finished sums through the members of a nest, and store what is wanted."""
         e, out = self.e, product.result
         e.round += 1
-        e.counters.update({v.key: value for v, value in zip(outer, at, strict=True)})
-        e.counters[product.column.key] = column
-        e.lanes = sums.lanes
-        e.vector = product.column if sums.lanes > 1 else None
+        self._count(product, outer, at, column, sums.lanes)
         e.known[id(out)] = place, sums
         buffer = self._stored(out)
         if buffer is not None:

@@ -52,7 +52,7 @@ class XLA(Executor):
         self, recording: Recording, greatest: Mapping[str, int], *, keep_grad: bool
     ) -> Runnable:
         """See `Executor`."""
-        made: Runnable = _programs().Program(recording, self._place, keep_grad=keep_grad)
+        made: Runnable = _programs().Program(recording, greatest, self._place, keep_grad=keep_grad)
         return made
 
     def argument(self, tensor: Tensor) -> Array:

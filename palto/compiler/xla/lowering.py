@@ -57,7 +57,8 @@ class Lowering:
         for operation in graph.operations:
             arrays = [find(x) for x in operation.inputs]
             params = {name: self._fixed(value) for name, value in operation.params.items()}
-            with jax.named_scope("/".join((*operation.scope, operation.primitive.name))):
+            scope = [".".join(operation.scope)] if operation.scope else []
+            with jax.named_scope("/".join((*scope, operation.primitive.name))):
                 results = TABLE[operation.primitive.name](self, *arrays, **params)
             results = results if isinstance(results, tuple | list) else (results,)
             for x, result in zip(operation.outputs, results, strict=True):

@@ -9,7 +9,8 @@ is gone then, a program whose checks fail gives it back as the new one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from sys import getrefcount
 from typing import Any
@@ -24,13 +25,16 @@ from palto.compiler.checks import Error, condition_error
 from palto.compiler.executor import Runnable, dense
 from palto.compiler.program import ALONE, running
 from palto.compiler.trace import Recording
+from palto.compiler.xla.explain import XLAExplanation, explain
 from palto.compiler.xla.lowering import Lowering
 from palto.compiler.xla.processes import noticing_losses
-from palto.tensor.graph import Array
+from palto.tensor.graph import Array, Spec
 from palto.tensor.tensor import Cell, Tensor
 
 #: So many functions of one program are kept, each for other run-time sizes.
 MOST_SIZES = 64
+#: So often a program runs to be explained; the least time counts.
+_RUNS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,15 +168,20 @@ class Program(Runnable):
 
     Args:
         recording: what a function does.
+        greatest: the greatest of each run-time size.
         where: the devices.
         keep_grad: whether gradients are wanted, too.
     """
 
-    def __init__(self, recording: Recording, where: Place, *, keep_grad: bool) -> None:
+    def __init__(
+        self, recording: Recording, greatest: Mapping[str, int], where: Place, *, keep_grad: bool
+    ) -> None:
         self._recording = recording
         self._where = where
         self._graph = graph = recording.wanted(gradients=keep_grad)
         arguments = len(graph.inputs) - len(recording.reads)
+        self.argument_specs = [Spec(x.shape, x.dtype) for x in graph.inputs[:arguments]]
+        self.greatest = greatest
         used = {id(x) for operation in graph.operations for x in operation.inputs}
         used |= {id(x) for x in graph.outputs}
         cells = zip(recording.reads, graph.inputs[arguments:], strict=True)
@@ -181,8 +190,8 @@ class Program(Runnable):
         needed = [(n, id(cell) in written) for n, (cell, x) in enumerate(cells) if id(x) in used]
         self._over = [n for n, is_written in needed if is_written]
         self._beside = [n for n, is_written in needed if not is_written]
-        #: By the run-time sizes: the compiled function, and the errors of its checks.
-        self._functions: dict[Any, tuple[Callable[..., Any], list[Error]]] = {}
+        #: By the run-time sizes: JAX's compiled function, and the errors of its checks.
+        self._functions: dict[Any, tuple[Any, list[Error]]] = {}
 
     def run(
         self, arguments: Sequence[Array], sizes: Mapping[str, int]
@@ -191,9 +200,7 @@ class Program(Runnable):
         recording, where = self._recording, self._where
         with running, jax.enable_x64(True):
             function, errors = self._function(sizes)
-            given = [
-                x if isinstance(x, jax.Array) else where.put(x, shared=True) for x in arguments
-            ]
+            given = self._given(arguments)
             over = [self._take(recording.reads[n]) for n in self._over]
             beside = [self._look(recording.reads[n]) for n in self._beside]
             done: list[Any] = []
@@ -205,14 +212,41 @@ class Program(Runnable):
                     self._hold(results[1])
             returned, _, aside, grads, failure = done[0]
             with noticing_losses():
-                number, value = (-1, 0) if failure is None else np.asarray(failure).tolist()
-            if number >= 0:
-                raise errors[number](value, sizes)
+                failure = None if failure is None else np.asarray(failure)
+            _refuse(failure, errors, sizes)
             self._hold(aside)
         return (
             [DeviceTensor(x, where) for x in returned],
             [DeviceTensor(x, where) for x in grads],
         )
+
+    def explain(
+        self, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
+    ) -> XLAExplanation:
+        """See `Runnable`. All processes that share the devices call this."""
+        with running, jax.enable_x64(True):
+            function, errors = self._function(sizes)
+            given = self._given(arguments)
+            over = [self._look(self._recording.reads[n]) for n in self._over]
+            beside = [self._look(self._recording.reads[n]) for n in self._beside]
+            compiled = function.lower(given, over, beside).compile()
+
+            def run_once() -> float:
+                copies = jax.block_until_ready([jnp.copy(x) for x in over])
+                begun = time.perf_counter()
+                *_, failure = jax.block_until_ready(compiled(given, copies, beside))
+                taken = time.perf_counter() - begun
+                _refuse(failure, errors, sizes)
+                return taken
+
+            seconds = min(run_once() for _ in range(_RUNS))
+        return explain(compiled, name, seconds, self._where.count)
+
+    def _given(self, arguments: Sequence[Array]) -> list[Any]:
+        """Arguments on the devices."""
+        return [
+            x if isinstance(x, jax.Array) else self._where.put(x, shared=True) for x in arguments
+        ]
 
     def _hold(self, written: Mapping[int, Any]) -> None:
         """Let cells hold new values, each under its place among those that the program writes."""
@@ -241,7 +275,7 @@ class Program(Runnable):
             cell.hold(leaf)
         return leaf.device
 
-    def _function(self, sizes: Mapping[str, int]) -> tuple[Callable[..., Any], list[Error]]:
+    def _function(self, sizes: Mapping[str, int]) -> tuple[Any, list[Error]]:
         key = tuple(sizes.items())
         found = self._functions.pop(key, None)
         if found is None:
@@ -297,3 +331,10 @@ class Program(Runnable):
             else:
                 taken[place] = jnp.where(failure[0] < 0, new, old[id(cell)])
         return returned, taken, aside, grads, failure
+
+
+def _refuse(failure: Any, errors: Sequence[Error], sizes: Mapping[str, int]) -> None:
+    """Raise the error of the first check that has failed, if one has."""
+    number, value = (-1, 0) if failure is None else np.asarray(failure).tolist()
+    if number >= 0:
+        raise errors[number](value, sizes)

@@ -12,6 +12,7 @@ from palto.data.dataset import Dataset, ImageDataset, random_split
 from palto.data.fetch import Files
 from palto.data.sources.arrays import numpy_archive
 from palto.data.sources.checks import too_few
+from palto.data.sources.dialogues import FILES as CHITCHAT
 from palto.data.sources.elpv import FILES as ELPV
 from palto.data.sources.elpv import elpv
 from palto.data.sources.fashion_mnist import FILES as FASHION_MNIST
@@ -20,6 +21,7 @@ from palto.data.sources.images import OnError, Options, image_archive, image_fol
 from palto.data.sources.penguins import TABLE as PENGUINS
 from palto.data.sources.penguins import penguins
 from palto.data.sources.pictures import Channels, Fit, Size
+from palto.data.sources.speech import FILES as SPEECH
 from palto.data.sources.stores import ARCHIVES
 from palto.data.sources.tables import TableEncoder, csv_table
 
@@ -43,9 +45,10 @@ class Source:
         size: how much there is to fetch.
         licence: under which terms it may be used.
         origin: who has published it, and where.
-        files: its files, and where they can be had; None where they come with Palto.
+        files: its files, and where they can be had; none where they come with Palto.
         open: gives its examples, those to learn from and the others; of a table, the column to be
-            predicted is the second argument.
+            predicted is the second argument. None where examples have no answers: then a function
+            of its name in `palto.data` gives what there is.
         resizes: whether its images can be had in any size, in colour or grey.
         table: its table, where it has columns, one of which is predicted.
     """
@@ -55,15 +58,15 @@ class Source:
     size: str
     licence: str
     origin: str
-    files: Files | None
-    open: Callable[[Options, str | None], Pair]
+    files: tuple[Files, ...]
+    open: Callable[[Options, str | None], Pair] | None
     resizes: bool = False
     table: Path | None = None
 
     @property
     def here(self) -> bool:
         """Whether its files are on this machine."""
-        return self.files is None or self.files.here
+        return all(files.here for files in self.files)
 
 
 SOURCES = {
@@ -75,7 +78,7 @@ SOURCES = {
             size="31 MB",
             licence="MIT",
             origin="Zalando Research; Debian's package dataset-fashion-mnist",
-            files=FASHION_MNIST,
+            files=(FASHION_MNIST,),
             open=lambda *_: fashion_mnist(),
         ),
         Source(
@@ -84,7 +87,7 @@ SOURCES = {
             size="91 MB",
             licence="CC-BY-NC-SA-4.0",
             origin="ZAE Bayern; the Python package elpv-dataset",
-            files=ELPV,
+            files=(ELPV,),
             open=lambda options, _: elpv(size=options.size, channels=options.channels),
             resizes=True,
         ),
@@ -94,11 +97,29 @@ SOURCES = {
             size="comes with Palto",
             licence="CC0-1.0",
             origin="Palmer Station LTER; the Python package palmerpenguins",
-            files=None,
+            files=(),
             open=lambda options, target: penguins(
                 target=target or "species", validation=options.validation, seed=options.seed
             ),
             table=PENGUINS,
+        ),
+        Source(
+            name="speech",
+            what="2,831 recordings of speech, 131 minutes, 5 languages, 16,000 samples a second",
+            size="55 MB",
+            licence="CC-BY-SA-3.0, in Italian CC-BY-3.0",
+            origin="Digium and others; Debian's packages asterisk-core-sounds-*-g722",
+            files=tuple(SPEECH.values()),
+            open=None,
+        ),
+        Source(
+            name="chitchat",
+            what="4,017 conversations of two people in English",
+            size="8 MB",
+            licence="MIT",
+            origin="BYU's PCC Lab; the Python package chitchat-dataset",
+            files=(CHITCHAT,),
+            open=None,
         ),
     )
 }
@@ -107,6 +128,32 @@ SOURCES = {
 def available() -> tuple[Source, ...]:
     """The data sets that Palto knows by name."""
     return tuple(SOURCES.values())
+
+
+def _named(text: str) -> Source | None:
+    return SOURCES.get(text.lower().replace("_", "-"))
+
+
+def _is_meant(text: str) -> str:
+    near = difflib.get_close_matches(text.lower(), SOURCES, 1)
+    return f" (is {near[0]!r} meant?)" if near else ""
+
+
+def fetch_source(name: str) -> Source:
+    """Bring a data set's files to this machine, where they are not there.
+
+    Raises:
+        ValueError: there is none of this name.
+        DataUnavailableError: it can be found nowhere.
+    """
+    source = _named(name)
+    if source is None:
+        raise ValueError(
+            f"there is no data set {name!r}{_is_meant(name)}. Palto knows {', '.join(SOURCES)}"
+        )
+    for files in source.files:
+        files.read()
+    return source
 
 
 def open_source(
@@ -150,16 +197,19 @@ def open_source(
     text = os.fspath(spec)
     images = Options(size, channels, fit, on_error, validation, seed=seed)
     images.check()
-    source = SOURCES.get(text.lower().replace("_", "-"))
+    source = _named(text)
     path = Path(text).expanduser()
     kind = path.name.lower()
     has_files = path.is_dir() or kind.endswith(ARCHIVES) or (source is not None and source.resizes)
     if source is None and not path.exists():
-        near = difflib.get_close_matches(text.lower(), SOURCES, 1)
+        opened = [name for name, known in SOURCES.items() if known.open is not None]
         raise FileNotFoundError(
-            f"there is no file {text!r}, and no data set of this name"
-            + (f" (is {near[0]!r} meant?)" if near else "")
-            + f". Palto knows {', '.join(SOURCES)}; and opens {KINDS}"
+            f"there is no file {text!r}, and no data set of this name{_is_meant(text)}"
+            f". Palto knows {', '.join(opened)}; and opens {KINDS}"
+        )
+    if source is not None and source.open is None:
+        raise ValueError(
+            f"{text} holds no examples with answers: {source.what}; see palto.data.{source.name}"
         )
     is_table = not has_files and kind.endswith(TABLES) if source is None else bool(source.table)
     for option, value, fits, wanted in (
@@ -175,7 +225,7 @@ def open_source(
             raise ValueError(f"{text} is no table; wanted is one with the columns {names}")
         table = source.table if source is not None and source.table else path
         return csv_table(table, encoder=encoder, validation=validation, seed=seed)
-    if source is not None:
+    if source is not None and source.open is not None:
         return source.open(images, target)
     if path.is_dir():
         return image_folder(path, **images._asdict())

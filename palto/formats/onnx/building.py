@@ -56,6 +56,9 @@ class Builder:
         self.initializers: dict[str, Array] = {}
         #: How each tensor is held, by identity.
         self.held_by: dict[int, Held] = {}
+        #: The real and the imaginary part of each complex tensor, by its identity.
+        self.parts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: list[Tensor] = []
         #: For each run-time size, the input and its axis that have this length.
         self.sizes: dict[str, tuple[str, int]] = {}
         #: The layers that nodes are named by.
@@ -137,6 +140,11 @@ class Builder:
         """Say that a value holds a tensor, whole, with its axes in this order."""
         order = tuple(range(tensor.ndim)) if axes is None else tuple(axes)
         self.held_by[id(tensor)] = Held(name, order, tuple(tensor.shape[axis] for axis in order))
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """A tensor that is in no graph, and lives as long as its identity says something here."""
+        self._kept.append(tensor)
+        return tensor
 
     def held(self, tensor: Tensor) -> Held:
         """What holds a tensor; a constant becomes an initializer."""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from palto.compiler.dynamic import DynamicShapes, generalise, points, with_sizes
+from palto.compiler.dynamic import DynamicShapes, General, points, told, with_sizes
 from palto.compiler.simplify import simplify
-from palto.compiler.sizes import LEAST
+from palto.compiler.sizes import LEAST, Comparisons
 from palto.compiler.trace import VALUE, Recording, record
 from palto.extras import require
 from palto.formats.onnx.building import Builder
+from palto.formats.onnx.complex_numbers import is_complex
 from palto.formats.onnx.errors import UnsupportedError
 from palto.formats.onnx.lowering import lower
 from palto.formats.whole import write_whole
@@ -29,6 +30,7 @@ def export(
     path: str | os.PathLike[str],
     *examples: Any,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+    state: Module | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     notes: Mapping[str, str] = MappingProxyType({}),
@@ -45,6 +47,9 @@ def export(
         examples: the function's arguments, by which it is traced.
         dynamic_shapes: by argument, the axes of any length, as for :func:`palto.compile`:
             ``{"images": {0: palto.Dim("batch", max=64)}}``. The maximum does not limit the file.
+        state: a module whose cells change from call to call, such as the cache of
+            :class:`palto.nn.models.Llama`. In the file they are further inputs, under their names
+            in it, and their new values further outputs, named "next_" and the same.
         input_names: names for the inputs; by default those of the function's arguments.
         output_names: names for the outputs; by default "output", or a dict's keys.
         notes: texts that go with the model.
@@ -57,7 +62,7 @@ def export(
         MissingExtraError: the package onnx is not installed.
     """
     contents = model_of(
-        function, *examples, dynamic_shapes=dynamic_shapes, input_names=input_names,
+        function, *examples, dynamic_shapes=dynamic_shapes, state=state, input_names=input_names,
         output_names=output_names, notes=notes,
     ).SerializeToString()  # fmt: skip
     write_whole(path, contents)
@@ -67,6 +72,7 @@ def model_of(
     function: Callable[..., Any],
     *examples: Any,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
+    state: Module | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     notes: Mapping[str, str] = MappingProxyType({}),
@@ -74,26 +80,42 @@ def model_of(
     """The same as an onnx.ModelProto; see :func:`export`."""
     leaves, tree = flatten((examples, {}))
     recording, axes = _traced(function, leaves, tree, dynamic_shapes)
-    if recording.writes:
-        names = ", ".join(repr(cell.name or "a cell") for cell in recording.writes)
+    states = {} if state is None else {cell: name for name, cell in state.named_cells()}
+    changed = [cell for cell in recording.writes if cell not in states]
+    if changed:
+        names = ", ".join(repr(cell.name or "a cell") for cell in changed)
         raise UnsupportedError(
             "assign",
-            f"the function changes {names}, and a file has no state; call model.eval(), or return "
-            "the new value",
+            f"the function changes {names}, and a file has no state; call model.eval(), return "
+            "the new value, or name the module that holds it as `state`",
         )
     inputs = _names(function, tree, leaves) if input_names is None else list(input_names)
     outputs = _output_names(recording) if output_names is None else list(output_names)
-    cells = _cell_names(function, recording.reads)
     graph = simplify(recording.graph, inline=False)
-    given = graph.inputs[: len(graph.inputs) - len(cells)]
-    results = graph.outputs[: len(recording.returned)]
-    _require_names(inputs, outputs, cells, len(given), len(results))
+    if any(map(is_complex, (*graph.inputs, *graph.outputs))):
+        raise UnsupportedError(
+            "complex",
+            "inputs, outputs and parameters of an ONNX file are real; take and return real and "
+            "imaginary parts, by palto.complex, palto.real and palto.imag",
+        )
+    count = len(graph.inputs) - len(recording.reads)
+    given, read = [*graph.inputs[:count]], [*graph.inputs[count:]]
+    _require_count("input", inputs, len(given))
+    _require_count("output", outputs, len(recording.returned))
+    kept = [(cell, x) for cell, x in zip(recording.reads, read, strict=True) if cell in states]
+    held = [(cell, x) for cell, x in zip(recording.reads, read, strict=True) if cell not in states]
+    inputs += [states[cell] for cell, _ in kept]
+    given += [x for _, x in kept]
+    outputs += [f"next_{states[cell]}" for cell in recording.writes]
+    results = graph.outputs[: len(recording.returned) + len(recording.writes)]
+    cells = _cell_names(function, [cell for cell, _ in held])
+    _require_names(inputs, outputs, cells)
     build = Builder([*inputs, *outputs, *cells])
     for name, tensor in zip(inputs, given, strict=True):
         build.hold(tensor, name)
     build.sizes = {size: (inputs[place], axis) for size, (place, axis) in axes.items()}
     kernels = _kernels(graph)
-    for name, cell, tensor in zip(cells, recording.reads, graph.inputs[len(given) :], strict=True):
+    for name, (cell, tensor) in zip(cells, held, strict=True):
         order = kernels.get(id(tensor), tuple(range(tensor.ndim)))
         build.initializers[name] = cell.array().transpose(order)
         build.hold(tensor, name, order)
@@ -127,22 +149,35 @@ def _traced(
     declared = dynamic.of(tree, len(leaves))
     dims = list(dynamic.dims.values())
 
-    def traced(sizes: Mapping[str, int]) -> Recording:
-        given, lengths = with_sizes(declared, leaves, shapes, sizes)
-        specs: list[Spec | None] = [
-            Spec(shape, array.dtype)
-            for shape, array in zip(lengths, arrays, strict=True)
-            if array is not None
-        ]
-        with set_grad_enabled(False):
-            return record(function, given, tree, specs)
+    def tracer(comparisons: Comparisons) -> Callable[[Mapping[str, int]], Recording]:
+        def traced(sizes: Mapping[str, int]) -> Recording:
+            with set_grad_enabled(False), comparisons.noting(sizes) as seen:
+                given, lengths = with_sizes(declared, leaves, shapes, seen)
+                specs: list[Spec | None] = [
+                    Spec(shape, array.dtype)
+                    for shape, array in zip(lengths, arrays, strict=True)
+                    if array is not None
+                ]
+                return record(function, given, tree, specs)
 
+        return traced
+
+    comparisons = Comparisons(dims)
+    traced = tracer(comparisons)
     if not dims:
         return traced({}), {}
-    recording, least = generalise(dims, [(sizes, traced(sizes)) for sizes in points(dims)])
-    for name, n in least.items():
+    general = General(dims, comparisons, [(sizes, traced(sizes)) for sizes in points(dims)])
+    recording = general.recording
+    for name, n in general.least.items():
         if n > LEAST:
             raise UnsupportedError("Dim", f"the function wants {name!r} to be at least {n}")
+    exception = general.exception(tracer)
+    if exception is not None:
+        raise UnsupportedError(
+            "Dim",
+            f"the function does something else where {told(exception)}, as when one size cuts off "
+            "a slice of another; export it with a smaller range, or without that size",
+        )
     axes: dict[str, tuple[int, int]] = {}
     for place, spec in declared.items():
         assert isinstance(spec, dict)
@@ -190,9 +225,12 @@ def _output_names(recording: Recording) -> list[str]:
 
 
 def _cell_names(function: Callable[..., Any], cells: Sequence[Cell]) -> list[str]:
-    """The names that the state dict gives, or those that cells have themselves."""
-    owner = function if isinstance(function, Module) else getattr(function, "__self__", None)
-    known = {id(c): name for name, c in owner.named_cells()} if isinstance(owner, Module) else {}
+    """The names in the function's state dict, or in that of modules that it refers to."""
+    around = [x.cell_contents for x in getattr(function, "__closure__", None) or ()]
+    known: dict[int, str] = {}
+    for owner in (function, getattr(function, "__self__", None), *around):
+        for name, cell in owner.named_cells() if isinstance(owner, Module) else ():
+            known.setdefault(id(cell), name)
     names: list[str] = []
     for place, cell in enumerate(cells):
         name = known.get(id(cell)) or cell.name or "cell"
@@ -200,12 +238,12 @@ def _cell_names(function: Callable[..., Any], cells: Sequence[Cell]) -> list[str
     return names
 
 
-def _require_names(
-    inputs: Sequence[str], outputs: Sequence[str], cells: Sequence[str], given: int, returned: int
-) -> None:
-    for kind, names, count in (("input", inputs, given), ("output", outputs, returned)):
-        if len(names) != count:
-            raise ValueError(f"the function has {count} {kind}s, got {len(names)} {kind}_names")
+def _require_count(kind: str, names: Sequence[str], count: int) -> None:
+    if len(names) != count:
+        raise ValueError(f"the function has {count} {kind}s, got {len(names)} {kind}_names")
+
+
+def _require_names(inputs: Sequence[str], outputs: Sequence[str], cells: Sequence[str]) -> None:
     names = [*inputs, *outputs, *cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or "" in names:

@@ -15,6 +15,7 @@ import numpy as np
 from palto.compiler.sizes import Size
 from palto.compiler.trace import named
 from palto.formats.onnx.building import Builder, Held, matched
+from palto.formats.onnx.complex_numbers import is_complex, parts, write_parts
 from palto.formats.onnx.errors import UnsupportedError
 from palto.tensor import dtypes
 from palto.tensor.graph import Graph, Operation
@@ -37,6 +38,14 @@ def lower(build: Builder, graph: Graph) -> None:
     """
     for operation in graph.operations:
         build.scope = operation.scope
+        _write(build, operation)
+
+
+def _write(build: Builder, operation: Operation) -> None:
+    has_body = isinstance(operation.params.get("body"), Graph)
+    if not has_body and any(map(is_complex, (*operation.inputs, *operation.outputs))):
+        _complex(build, operation)
+    else:
         LOWERINGS[operation.primitive.name](build, operation)
 
 
@@ -56,12 +65,14 @@ def _refused(reason: str) -> Row:
     return refuse
 
 
+@_row("complex", "real", "imag", "fft")
+def _complex(build: Builder, operation: Operation) -> None:
+    write_parts(build, operation, _write)
+
+
 LOWERINGS["random_bits"] = _refused(
     "it draws random numbers, which would be others; call model.eval() first"
 )
-LOWERINGS["fft"] = _refused("complex numbers are not in it")
-for _name in ("complex", "real", "imag"):
-    LOWERINGS[_name] = LOWERINGS["fft"]
 for _name in ("window_take", "window_put"):
     LOWERINGS[_name] = _refused("only the gradient of max pooling does this")
 
@@ -603,27 +614,33 @@ def _composite(build: Builder, operation: Operation) -> None:
 
 
 def _inline(build: Builder, body: Graph, operation: Operation) -> None:
-    for inner, outer in zip(body.inputs, operation.inputs, strict=True):
-        build.held_by[id(inner)] = build.held(outer)
+    _same_parts(build, body.inputs, operation.inputs)
     lower(build, body)
-    for inner, outer in zip(body.outputs, operation.outputs, strict=True):
-        build.held_by[id(outer)] = build.held(inner)
+    _same_parts(build, operation.outputs, body.outputs)
+
+
+def _same_parts(build: Builder, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Say that tensors are held as others are."""
+    for one, other in zip(parts(build, tensors), parts(build, others), strict=True):
+        build.held_by[id(one)] = build.held(other)
 
 
 @_row("scan")
 def _scan(build: Builder, operation: Operation) -> None:
     """ONNX's own Scan: carried state, then what is cut into steps; the rest is read by name."""
     params, body = operation.params, operation.params["body"]
-    carries, sequences = params["carries"], params["sequences"]
-    count = carries + sequences
-    for inner, outer in zip(body.inputs[count:], operation.inputs[count:], strict=True):
-        build.hold(inner, build.whole(outer))
-    names = [build.whole(x) for x in operation.inputs[:count]]
+    begins, ends = params["carries"], params["carries"] + params["sequences"]
+    outer = parts(build, operation.inputs[ends:])
+    for x, other in zip(parts(build, body.inputs[ends:]), outer, strict=True):
+        build.hold(x, build.whole(other))
+    names = [build.whole(x) for x in parts(build, operation.inputs[:ends])]
+    carries = len(parts(build, operation.inputs[:begins]))
+    sequences = len(names) - carries
     if not sequences:
         names.append(build.node("Expand", build.constant(0), build.lengths([params["length"]])))
     outside, build.nodes = build.nodes, []
     inputs = []
-    for inner in body.inputs[:count]:
+    for inner in parts(build, body.inputs[:ends]):
         name = build.fresh("step")
         build.hold(inner, name)
         inputs.append(build.value_info(name, inner))
@@ -636,7 +653,8 @@ def _scan(build: Builder, operation: Operation) -> None:
     with build.apart():
         lower(build, body)
         outputs = [
-            build.value_info(build.node("Identity", build.whole(x)), x) for x in body.outputs
+            build.value_info(build.node("Identity", build.whole(x)), x)
+            for x in parts(build, body.outputs)
         ]
     inside, build.nodes = build.nodes, outside
     graph = build.helper.make_graph(inside, "step", inputs, outputs)
@@ -648,7 +666,8 @@ def _scan(build: Builder, operation: Operation) -> None:
         "Scan", *names, outputs=len(outputs), body=graph, num_scan_inputs=max(sequences, 1),
         **attributes,
     )  # fmt: skip
-    for x, name in zip(operation.outputs, [results] if len(outputs) == 1 else results, strict=True):
+    results = [results] if len(outputs) == 1 else results
+    for x, name in zip(parts(build, operation.outputs), results, strict=True):
         build.hold(x, name)
 
 

@@ -350,6 +350,7 @@ class Reader:
             path = (folder / location).resolve()
             offset, length = int(entries.get("offset", 0)), size * dtype.itemsize
             stated = int(entries.get("length", length))
+            is_there = path.is_file()
         except (ValueError, OSError, RuntimeError) as error:
             raise OnnxError(f"{name} has external data that cannot be: {error}") from None
         if not location or not path.is_relative_to(folder) or path == folder:
@@ -357,7 +358,7 @@ class Reader:
                 f"the data of {name} is said to lie at {location!r}, which is not inside of the "
                 f"model's folder; nothing outside of it is read"
             )
-        if not path.is_file():
+        if not is_there:
             raise OnnxError(f"the data of {name} should lie in {path}, which is no file here")
         if offset < 0 or stated != length or offset + length > os.path.getsize(path):
             raise OnnxError(

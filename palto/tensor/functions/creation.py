@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def arange(
     whole = all(hasattr(part, "__index__") for part in (start, stop, step))
     wanted = dtypes.as_dtype(dtype or (int if whole else float))
     if whole:
-        steps = iota((len(range(int(start), int(stop), int(step))),), 0)
+        steps = iota((count_between(start, stop, step),), 0)
     else:
         length = max(math.ceil((stop - start) / step), 0)
         steps = iota((length,), 0, dtype=wanted if wanted in dtypes.FLOATING else dtypes.float32)
@@ -209,6 +210,14 @@ def arange(
     if (start, step) != (0, 1):
         steps = steps * step + start
     return astype(steps, wanted)
+
+
+def count_between(start: Any, stop: Any, step: Any) -> int:
+    """How many numbers there are from `start` up to but without `stop`, `step` apart."""
+    numbers = (n if isinstance(n, int) else operator.index(n) for n in (start, stop, step))
+    first, last, apart = numbers
+    way = last - first if apart > 0 else first - last
+    return max(-(-way // abs(apart)), 0)
 
 
 def linspace(start: float, stop: float, num: int, *, dtype: Any = dtypes.float32) -> Tensor:

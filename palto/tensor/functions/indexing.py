@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from palto.tensor import dtypes
-from palto.tensor.functions.creation import asarray, iota, zeros
+from palto.tensor.functions.creation import asarray, count_between, iota, zeros
 from palto.tensor.functions.elementwise import astype, where
 from palto.tensor.functions.manipulation import (
+    are_same_lengths,
     as_axis,
     broadcast_arrays,
     broadcast_shapes,
@@ -155,8 +156,7 @@ class _Plan:
                 continue
             length = x.shape[axis]
             if isinstance(part, _Slice):
-                start, stop, step = part.indices(length)
-                count = len(range(start, stop, step))
+                start, step, count = _place(part, length)
                 self._box(start, step, count, length)
                 self.shape.append(count)
             elif isinstance(part, Tensor):
@@ -193,7 +193,7 @@ class _Plan:
         x = flip(x, axis=self.flipped) if self.flipped else x
         steps = tuple(builtins.abs(step) for step in self.steps)
         whole = all(
-            (start, stop, step) == (0, n, 1)
+            step == 1 and are_same_lengths((start, stop), (0, n))
             for start, stop, step, n in zip(self.starts, self.stops, steps, x.shape, strict=True)
         )
         if not whole:
@@ -252,7 +252,7 @@ def _part(part: Any) -> Any:
     if isinstance(part, bool | np.bool_):
         raise TypeError("a Python bool is no index; use a bool tensor as a mask")
     if not isinstance(part, Tensor | np.ndarray) and hasattr(part, "__index__"):
-        return part.__index__()
+        return part if isinstance(part, int) else part.__index__()
     if not isinstance(part, Tensor | np.ndarray | list | tuple | range):
         raise TypeError(f"{part!r} is no index; use whole numbers, slices, None, ..., or tensors")
     tensor = asarray(part)
@@ -295,8 +295,28 @@ def _plain_slice(part: _Slice) -> _Slice:
             )
         if not hasattr(bound, "__index__"):
             raise TypeError(f"slice bounds are whole numbers, got {bound!r}")
-        bounds.append(bound.__index__())
+        bounds.append(bound if isinstance(bound, int) else bound.__index__())
     return _Slice(*bounds)
+
+
+def _place(part: _Slice, length: int) -> tuple[int, int, int]:
+    """Where a slice of an axis begins, its step, and how many places it has.
+
+    As of ``part.indices(length)``, by comparisons that a trace of run-time sizes can note.
+    """
+    step = 1 if part.step is None else part.step
+    if step == 0:
+        raise ValueError("slice step cannot be zero")
+    low, high = (0, length) if step > 0 else (-1, length - 1)
+
+    def inside(bound: int | None, missing: int) -> int:
+        if bound is None:
+            return missing
+        return min(max(bound + length if bound < 0 else bound, low), high)
+
+    first, last = (low, high) if step > 0 else (high, low)
+    start = inside(part.start, first)
+    return start, step, count_between(start, inside(part.stop, last), step)
 
 
 def _mask_indices(mask: Tensor, shape: Shape) -> list[Tensor]:

@@ -45,6 +45,11 @@ def as_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     return axes
 
 
+def are_same_lengths(some: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether lengths are equal; in a trace of run-time sizes, whether they are for all sizes."""
+    return [getattr(n, "size", n) for n in some] == [getattr(n, "size", n) for n in others]
+
+
 def broadcast_shapes(*shapes: Shape, name: str = "broadcasting") -> Shape:
     """The shape that `shapes` broadcast to.
 
@@ -100,7 +105,7 @@ def reshape(x: Any, shape: Any) -> Tensor:
         wanted[wanted.index(-1)] = x.size // known
     target = as_shape(wanted)
     result: Tensor = x
-    if target != x.shape:
+    if not are_same_lengths(target, x.shape):
         result = apply(rows.reshape, x, shape=target)
     return result
 
