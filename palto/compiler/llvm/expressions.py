@@ -21,7 +21,6 @@ from palto.tensor.dtypes import DType
 from palto.tensor.graph import Operation
 from palto.tensor.tensor import Tensor
 
-
 #: So many sums of an inner loop go on side by side.
 _SUMS = 4
 
