@@ -193,6 +193,25 @@ def test_sizes_that_are_known_only_when_it_runs(function):
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, y: x[: 2 * y.shape[0]] + palto.sum(y), r"else where n = \d+, m = \d+"),
+        (lambda x, y: x[: y.shape[0] - 3] * 2 + palto.sum(y), "'m' to be at least 3"),
+        (lambda x, y: x * 2 + palto.sum(y) if x.shape[0] > 4 else x, "'n' to be at least 5"),
+        (lambda x, y: (x if x.shape[0] != 6 else -x) + palto.sum(y), r"else where n = 6, m = "),
+    ],
+)
+def test_sizes_for_which_a_function_does_something_else(function, message, tmp_path):
+    n, m = palto.Dim("n", max=16), palto.Dim("m", max=24)
+    with pytest.raises(UnsupportedError, match=message):
+        export(
+            function, tmp_path / "model.onnx", real(8), real(12),
+            dynamic_shapes={"x": {0: n}, "y": {0: m}},
+        )  # fmt: skip
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan(reverse):
     weight = palto.asarray(real(4, 4))
