@@ -76,7 +76,7 @@ def compiled(plan: Plan) -> Callable[..., None]:
         lambda index, lanes=1: f.load(a, index, x.kind, lanes),
         lambda index, lanes: f.load(b, index, x.kind, lanes),
         p, first, last, finish, lambda index: f.prefetch(b, index, x.kind),
-        prefetch_a=lambda index: f.prefetch(a, index, x.kind),
+        prefetch_a=lambda index, level: f.prefetch(a, index, x.kind, level=level),
     )  # fmt: skip
     return native(f, [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64])
 

@@ -19,30 +19,40 @@ from workloads import WORKLOADS, Workload
 
 import palto
 from palto import nn, optim
+from palto.compiler.executor import Executor
 
 
 class PaltoStep:
-    """Palto's side: the step compiled."""
+    """Palto's side: the step compiled.
 
-    def __init__(self, workload: Workload) -> None:
-        self._batch: tuple[np.ndarray, ...] = workload.batch()
+    Args:
+        workload: what to compute.
+        executor: who runs it; by default what `PALTO_EXECUTOR` says.
+        examples: how many of a batch; of several processes that share one, in each.
+    """
+
+    def __init__(
+        self, workload: Workload, executor: Executor | None = None, examples: int | None = None
+    ) -> None:
+        self._batch: tuple[Any, ...] = tuple(x[:examples] for x in workload.batch())
+        if executor is not None:
+            self._batch = tuple(executor.whole(palto.asarray(x)) for x in self._batch)
         self._trains = workload.trains
         model = palto_model(workload)
         if workload.trains:
             optimizer = optim.Adam(model, lr=1e-3, variant="pytorch")
 
-            @palto.compile
             def step(inputs: Any, labels: Any) -> Any:
                 loss = nn.functional.cross_entropy(model(inputs), labels)
                 loss.backward()
                 optimizer.step()
                 return loss
 
-            self._step = step
+            self._step = palto.compile(step, executor=executor)
         else:
             self._batch = self._batch[:1]
             model.eval()
-            self._step = palto.compile(model)
+            self._step = palto.compile(model, executor=executor)
 
     def __call__(self) -> float:
         """One step; the loss before it, or the first number that a forward pass gives."""

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from palto.chat.turns import Turn
 from palto.extras import require
 
@@ -209,6 +211,12 @@ _CUTS: dict[str, tuple[str | None, bool]] = {
     ),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF files
+#: The types of what a GGUF file says of its tokenizer; lists of numbers are arrays.
+_TYPES: dict[str, type] = {
+    "model": str, "pre": str, "tokens": list, "merges": list, "token_type": np.ndarray,
+    "scores": np.ndarray, "unknown_token_id": int,
+}  # fmt: skip
+_LONGEST_PIECE = 1000  # characters; all cuts of a piece are looked at
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -218,6 +226,10 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         ValueError: it describes none, or one that is not known here.
     """
     known = {key.removeprefix("tokenizer."): value for key, value in metadata.items()}
+    for name, kind in _TYPES.items():
+        value = known.get(f"ggml.{name}")
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"the file's tokenizer.ggml.{name} cannot be {str(value)[:60]!r}")
     texts, kinds = known.get("ggml.tokens"), known.get("ggml.token_type", ())
     if not isinstance(texts, list) or not texts or len(kinds) not in (0, len(texts)):
         raise ValueError("the file has no list of tokens, so it has no tokenizer")
@@ -287,6 +299,8 @@ def _sentence_pieces(known: Mapping[str, Any], vocabulary: dict[str, int]) -> An
     if len(scores) != len(vocabulary):
         raise ValueError("the file's tokenizer has not a score for each token")
     merges = []
+    if max(map(len, vocabulary)) > _LONGEST_PIECE:
+        raise ValueError(f"the file's tokenizer has a token of over {_LONGEST_PIECE} characters")
     for piece, number in vocabulary.items():
         cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
         pairs = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]

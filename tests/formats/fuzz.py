@@ -36,13 +36,13 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: What the process may take beyond what it has at its beginning, and how long a case may last.
-MEMORY, PATIENCE = 2 << 30, 60
+MEMORY, PATIENCE = 2 << 30, 120
 #: The number that lies in a file outside of the case's folder, many times.
 SECRET = np.float32(1234.5)
 LONG = 1 << 12
 
 WHOLE = [0, 1, -1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63)]
-ODD: list[Any] = [*WHOLE, 2**64, 1.5, float("nan"), 1e300, None, "", "x" * 999, "../secret",
+ODD: list[Any] = [*WHOLE, 2**64, 1.5, float("nan"), 1e300, None, "", "x" * 10**5, "../secret",
                   "\udcff", [], {}, True, [2**40] * 9]  # fmt: skip
 PLACES = ["../secret", "/etc/passwd", "a/../../secret", "link", "folder/secret", "", ".", "data",
           "data\0", "/proc/self/mem", "x" * 5000, "model.onnx"]  # fmt: skip
@@ -161,8 +161,8 @@ def _texts(values: list[str]) -> tuple[int, Any]:
     return 9, (8, values)
 
 
-def _a_llama() -> dict[str, Any]:
-    """What a GGUF file of a small language model says."""
+def _a_llama(rng: random.Random) -> dict[str, Any]:
+    """What a GGUF file of a small language model says, with one of two kinds of tokenizers."""
     tokens = [*"abcdefgh", "ab", "<s>", "</s>"]
     width, hidden = 32, 64
     shapes = {"token_embd": (len(tokens), width), "output_norm": (width,)}
@@ -176,6 +176,7 @@ def _a_llama() -> dict[str, Any]:
         size = int(np.prod(shape)) * {0: 128, 8: 34, 2: 18, 1: 64}[kind] // 32
         tensors.append([f"{name}.weight", list(shape[::-1]), kind, place])
         place += -(-size // 32) * 32
+    pieces: tuple[int, Any] = (9, (6, [-float(k) for k in range(len(tokens))]))
     return {
         "magic": "GGUF", "version": 3, "tensor_count": len(tensors), "entry_count": None,
         "entries": [
@@ -184,7 +185,8 @@ def _a_llama() -> dict[str, Any]:
             ["llama.block_count", 4, 2], ["llama.feed_forward_length", 4, hidden],
             ["llama.attention.head_count", 4, 4], ["llama.attention.head_count_kv", 4, 2],
             ["llama.attention.layer_norm_rms_epsilon", 6, 1e-5], ["llama.rope.freq_base", 6, 1e4],
-            ["tokenizer.ggml.model", 8, "gpt2"], ["tokenizer.ggml.tokens", *_texts(tokens)],
+            ["tokenizer.ggml.model", 8, rng.choice(["gpt2", "llama"])],
+            ["tokenizer.ggml.scores", *pieces], ["tokenizer.ggml.tokens", *_texts(tokens)],
             ["tokenizer.ggml.merges", *_texts(["a b"])],
             ["tokenizer.ggml.token_type", 9, (4, [1] * 9 + [3] * 2)],
             ["tokenizer.ggml.eos_token_id", 4, 10],
@@ -242,7 +244,7 @@ def _gguf(said: dict[str, Any]) -> bytes:
 
 def gguf_file(rng: random.Random, folder: Path) -> Path:
     """A case of GGUF."""
-    said = _a_llama()
+    said = _a_llama(rng)
     if rng.random() < 0.75:
         for _ in range(rng.randint(1, 3)):
             part = rng.choice(["entries", "entries", "entries", "tensors", "version",
@@ -539,8 +541,10 @@ def work(kinds: list[str], first: int, memory: int) -> None:
 # --- All of them ---------------------------------------------------------------------------------
 
 
-def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any, dict[str, str]]:
-    """Run cases for some time; how many of each kind became what, and the findings, one of a kind.
+def fuzz(
+    kinds: list[str], seconds: float, first: int, memory: int, most: int = 2**63
+) -> tuple[dict[str, collections.Counter[str]], dict[str, str]]:
+    """Run cases for some time, or some more than `most`; what became of them, and the findings.
 
     A process that crashes, or that a case keeps too long, is a finding, and another one goes on.
     """
@@ -554,35 +558,39 @@ def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any
             findings[why] = f"{kind}:{number}"
             print(f"{kind}:{number}: {why}", flush=True)
 
-    while time.monotonic() < end:
+    def is_over() -> bool:
+        return time.monotonic() > end or sum(x.total() for x in counts.values()) > most
+
+    while not is_over():
         worker = subprocess.Popen(
             [sys.executable, __file__, "--work", str(number), "--kinds", *kinds,
              "--memory", str(memory)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
         )  # fmt: skip
         assert worker.stdout is not None and worker.stderr is not None
-        case = ("", first)
+        case, rest = ("", first), b""
         try:
-            while time.monotonic() < end:
+            while not is_over():
                 if not select.select([worker.stdout], [], [], PATIENCE)[0]:
                     note(*case, f"takes more than {PATIENCE} seconds")
                     break
-                line = worker.stdout.readline()
-                if not line:
-                    errors = worker.stderr.read().strip().splitlines()
+                part = os.read(worker.stdout.fileno(), 1 << 16)
+                if not part:
+                    errors = worker.stderr.read().decode().strip().splitlines()
                     if not case[0]:
                         raise RuntimeError("\n".join(errors))
-                    said = errors[-1] if errors else f"status {worker.wait()}"
-                    note(*case, f"the process ends: {said}")
+                    note(*case, f"the process ends: {(errors or [worker.wait()])[-1]}")
                     break
-                word, kind, number_text, *why = line.split(maxsplit=3)
-                case, number = (kind, int(number_text)), int(number_text)
-                if word == "finding":
-                    note(*case, why[0].strip())
-                elif word != "begin":
-                    counts[kind][word] += 1
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    word, kind, place, *why = line.decode().split(maxsplit=3)
+                    case, number = (kind, int(place)), int(place)
+                    if word == "finding":
+                        note(*case, why[0])
+                    elif word != "begin":
+                        counts[kind][word] += 1
         finally:
             worker.kill()
             worker.communicate()

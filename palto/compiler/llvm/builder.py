@@ -401,14 +401,16 @@ class Function:
         )
         return self.to_bool(result) if kind == "i1" else result
 
-    def prefetch(self, pointer: Value, index: Value, kind: str, *, write: bool = False) -> None:
-        """Start to fetch the line of an element that is read soon, or written.
+    def prefetch(
+        self, pointer: Value, index: Value, kind: str, *, write: bool = False, level: int = 1
+    ) -> None:
+        """Start to fetch the line of an element that is read soon, or written, into a cache.
 
         The address may be anything.
         """
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         address = self.offset(pointer, index, kind)
-        hint = f"i32 {int(write)}, i32 3, i32 1"
+        hint = f"i32 {int(write)}, i32 {4 - level}, i32 1"
         self.line(f"call void @llvm.prefetch.p0(ptr {address.text}, {hint})")
 
     def scratch(self, kind: str, count: int) -> Value:

@@ -53,7 +53,7 @@ FETCH_B = 0.5
 #: first cache; what each doubling costs where they are not copied.
 FAR_A, FAR_B, FAR_LENGTH, FAR = 512, 256, 64, 0.06
 #: How many lines ahead a's rows are fetched.
-AHEAD = 2
+LINES_AHEAD = 2
 #: Of a matrix times a vector: rows of a tile, and vectors side by side along each. More rows would
 #: share few places of the first cache, where they are long.
 LENGTHWISE = 4, 2
@@ -577,7 +577,7 @@ def emit(
     finish: Finish,
     prefetch_b: Callable[[Value], None] | None = None,
     *,
-    prefetch_a: Callable[[Value], None] | None = None,
+    prefetch_a: Callable[[Value, int], None] | None = None,
     expect: Expect | None = None,
     private: bool = False,
 ) -> None:
@@ -595,7 +595,7 @@ def emit(
             axis, the column of its first lane, and the sums.
         prefetch_b: starts to fetch what `load_b` will read; 1-5 % for a b that the caches do not
             hold. The offset may lie beyond b.
-        prefetch_a: likewise for a, whose rows are then fetched one after the other.
+        prefetch_a: likewise for a, into the first or second cache.
         expect: is told before a tile is summed, of each row, the indices, the first column and how
             many columns will be finished, so that it can fetch what that needs.
         private: whether no other thread uses the buffer; then `plan.share` elements are enough.
@@ -630,7 +630,7 @@ class _Emitter:
     region: Value
     finish: Finish
     prefetch_b: Callable[[Value], None] | None
-    prefetch_a: Callable[[Value], None] | None
+    prefetch_a: Callable[[Value, int], None] | None
     expect: Expect | None
 
     def unit(self, number: Value) -> None:
@@ -688,8 +688,8 @@ class _Emitter:
                 return (start, strides_a), self.copied(tile.size, self.add(place, p.kept), walked)
 
             if p.packs_a:
-                for line, tile, number, row in self.each_tile(lines, tiles):
-                    self.copy_a(tile, *a_of(line, tile, number, row), walked)
+                for line, tile in self.each_span(lines):
+                    self.copy_a(tile, tiles, lambda *at, line=line: a_of(line, *at), walked)
             for panel in p.panels:
                 with self.tile_loop(panel, panels) as (panel_number, column):
                     b: Stream = self.add(block_b, self.times(column, x.column_b)), strides_b
@@ -792,11 +792,16 @@ class _Emitter:
 
     def each_tile(self, lines: Bounds, tiles: Bounds) -> Iterator[tuple[Value, Span, Value, Value]]:
         """Loops over the tiles of some lines: line, span, tile's number, its first row."""
+        for line, tile in self.each_span(lines):
+            with self.tile_loop(tile, tiles) as (number, row):
+                yield line, tile, number, row
+
+    def each_span(self, lines: Bounds) -> Iterator[tuple[Value, Span]]:
+        """A loop over some lines, and the spans of tiles in each."""
         # Units are divided for the greatest sizes: with smaller ones, some have no lines.
         with self.loop(*lines, nonempty=not isinstance(self.plan.lines, Size)) as line:
             for tile in self.plan.tiles:
-                with self.tile_loop(tile, tiles) as (number, row):
-                    yield line, tile, number, row
+                yield line, tile
 
     def row_indices(self, line: Value, row: Value) -> list[Value]:
         """The index along each row axis."""
@@ -826,23 +831,52 @@ class _Emitter:
             place = self.add(place, self.times(self.constant(walked[0]), -strides[0]))
         return place, strides
 
-    def copy_a(self, tile: Span, source: Stream, target: Stream, walked: Bounds) -> None:
-        """Copy a tile's rows of a, neighbours for each index of the summed axes."""
+    def copy_a(
+        self,
+        tile: Span,
+        tiles: Bounds,
+        place_of: Callable[[Span, Value, Value], tuple[Stream, Stream]],
+        walked: Bounds,
+    ) -> None:
+        """Copy rows of a, tile after tile, neighbours for each index of the summed axes."""
         x = self.plan.contraction
         step = x.rows[-1].a if x.rows else 0
         wide = x.wide_a and step == 1
         pieces = _lanes(tile.size, self.plan.lanes) if wide else [1] * tile.size
 
-        def body(places: list[Value], sums: list[Value]) -> list[Value]:
+        def copy(source: Value, target: Value) -> None:
             shift = 0
             for lanes in pieces:
-                place = self.add(places[0], shift * step)
+                place = self.add(source, shift * step)
                 value = self.load_a(place) if lanes == 1 else self.load_a(place, lanes)
-                self.f.store(self.buffer, self.add(places[1], shift), value)
+                self.f.store(self.buffer, self.add(target, shift), value)
                 shift += lanes
+
+        if not wide:
+            with self.tile_loop(tile, tiles) as (number, row):
+                self.walk_over(place_of(tile, number, row), copy, walked)
+            return
+        # Neighbours lie in other tiles: memory is read in its own order.
+        zero = self.constant(0)
+
+        def copy_all(source: Value, target: Value) -> None:
+            with self.tile_loop(tile, tiles) as (number, row):
+                (start, _), (place, _) = place_of(tile, number, row)
+                copy(self.add(source, start), self.add(target, place))
+
+        (_, strides_a), (_, strides) = place_of(tile, zero, zero)
+        self.walk_over(((zero, strides_a), (zero, strides)), copy_all, walked)
+
+    def walk_over(
+        self, streams: tuple[Stream, Stream], body: Callable[[Value, Value], None], walked: Bounds
+    ) -> None:
+        """Loops over a block's summed axes."""
+
+        def each(places: list[Value], sums: list[Value]) -> list[Value]:
+            body(*places)
             return sums
 
-        self.walk([source, target], [], body, walked)
+        self.walk([*streams], [], each, walked)
 
     def copy_b(self, panel: Span, source: Stream, target: Stream, walked: Bounds) -> None:
         """Copy a panel of b, neighbours for each index of the summed axes."""
@@ -929,18 +963,20 @@ class _Emitter:
         return [flat[i : i + len(lanes)] for i in range(0, len(flat), len(lanes))]
 
     def fetch_rows(self, tile: Span, place: Value) -> None:
-        """Fetch a line of one of a's rows, another one with each summed element.
+        """Fetch of one of a's rows what is used soon, and of the next tile what is used here.
 
         All rows of a tile reach their next line at the same time, more than the processor waits for
-        without a pause.
+        without a pause; so each summed element fetches another row's.
         """
         p, line = self.plan, 64 // size_of(self.plan.contraction.kind)
         axes = p.contraction.summed[p.cut :]
         if not self.prefetch_a or p.packs_a or tile.size == 1 or not axes or axes[-1].a != 1:
             return
+        step = p.contraction.rows[-1].a
         row = self.f.binary("and", place, self.constant(line - 1))
-        step = p.contraction.rows[-1].a - 1
-        self.prefetch_a(self.add(self.add(place, self.times(row, step)), AHEAD * line))
+        place = self.add(place, self.times(row, step - 1))
+        self.prefetch_a(self.add(place, LINES_AHEAD * line), 1)
+        self.prefetch_a(self.add(place, tile.size * step), 2)
 
     def sums_of_rows(self, tile: Span, a: Stream, b: Stream, walked: Bounds) -> Grid:
         """The sums of a tile of one column: of each row some vectors, then what is left over."""

@@ -34,6 +34,9 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
+#: A reduction that walks through memory once has so many bytes fetched ahead, beyond the page,
+#: where processors' own prefetching ends; not of what the nearest cache holds.
+_STREAMED, _BEYOND_NEAREST = 4096, 2**14
 #: What a division of each lane's own index counts, in divisions of an index that lanes share.
 _DIVIDED_LANES = 1000
 
@@ -469,14 +472,15 @@ class Emitter:
             index = f.binary("add", index, f.constant(at.constant, "i64"))
             return f.load(e.pointer(buffer), index, kind, lanes)
 
-        def prefetch_a(index: Value) -> None:
-            index = f.binary("add", index, f.constant(a[1].constant, "i64"))
-            f.prefetch(e.pointer(a[0]), index, kind)
+        def prefetch(operand: tuple[Buffer, Index], index: Value, level: int = 1) -> None:
+            buffer, at = operand
+            index = f.binary("add", index, f.constant(at.constant, "i64"))
+            f.prefetch(e.pointer(buffer), index, kind, level=level)
 
         contract.emit(
             f, plan, lambda i, lanes=1: load(a, i, lanes), lambda i, lanes: load(b, i, lanes),
             partial, f.parameters["first"], f.parameters["last"], finish,
-            prefetch_a=prefetch_a,
+            lambda i: prefetch(b, i), prefetch_a=lambda i, level: prefetch(a, i, level),
             expect=expect if far else None,
         )  # fmt: skip
 
@@ -607,6 +611,8 @@ class Emitter:
         *lengths, last = shape
         unroll = min(_UNROLL, max(int(last) // lanes, 1))
         block = lanes * unroll
+        if not lengthwise and int(last) <= block:
+            e.ahead, e.ahead_from = _STREAMED, _BEYOND_NEAREST
         taken = len(lengths) if lengthwise else self._outer(lengths)
         variables = (
             Variable("unit", math.prod(lengths[:taken])),

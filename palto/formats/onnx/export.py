@@ -225,9 +225,7 @@ def _output_names(recording: Recording) -> list[str]:
 
 
 def _cell_names(function: Callable[..., Any], cells: Sequence[Cell]) -> list[str]:
-    """The names in the state dict of the function, or of modules that it is bound to or refers to;
-    otherwise those that cells have themselves.
-    """
+    """The names in the function's state dict, or in that of modules that it refers to."""
     around = [x.cell_contents for x in getattr(function, "__closure__", None) or ()]
     known: dict[int, str] = {}
     for owner in (function, getattr(function, "__self__", None), *around):
