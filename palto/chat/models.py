@@ -261,10 +261,11 @@ class _GGUF:
 
     def __init__(self, file: gguf.File, plan: Plan) -> None:
         self._file, self._plan = file, plan
+        layers = min(plan.layers, len(file.tensors))  # whatever the file says
         names = {
             ours.format(i): f"{theirs.format(i)}.weight"
             for ours, theirs in _NAMES.items()
-            for i in range(plan.layers if "{}" in ours else 1)
+            for i in range(layers if "{}" in ours else 1)
         }
         self._names = {ours: theirs for ours, theirs in names.items() if theirs in file.tensors}
 
