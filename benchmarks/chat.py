@@ -11,10 +11,10 @@ of 512 tokens and then writes 64, one after the other, the likeliest each time.
   a static cache; it unpacks the file when it loads it.
 - llama.cpp is llama-cpp-python, built on this machine for its processor.
 
-Printed are tokens a second of both, the most memory that the process took beyond its imports, how far
-the logits after the prompt are from those of transformers in float32 (which has the file's weights
-to the bit), and for Palto how much of the bandwidth of a large copy a written token reaches: a token
-reads every weight, and as much of the cache as is filled.
+Printed are tokens a second of both, the most memory that the process took beyond its imports, how
+far the logits after the prompt are from those of transformers in float32 (which has the file's
+weights to the bit), and for Palto what part of the bandwidth of a large copy a written token
+reaches: it reads every weight, and as much of the cache as is filled.
 """
 
 from __future__ import annotations

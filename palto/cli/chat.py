@@ -62,7 +62,10 @@ class Chat(Options, web.ServerOptions):
     question: Positional[tuple[str, ...]] = ()
     """What to ask; without it, a conversation begins."""
     model: Path | None = None
-    """A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors."""
+    """A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; chat is that
+    which palto train chat has made, and comes with Palto."""
+    adapter: Path | None = None
+    """A folder of `palto tune chat`: what the model has learned besides."""
     system: str | None = None
     """What the model is told to be."""
     context: int | None = None
@@ -86,7 +89,7 @@ class Chat(Options, web.ServerOptions):
         options.check()
         if self.web and self.question:
             raise ValueError("--web opens a page, where questions are asked: leave this one out")
-        found = models.load(self.model)
+        found = models.load(self.model, self.adapter)
         context = min(CONTEXT, found.context) if self.context is None else self.context
         reader = Reader(found, context)
         if self.web:

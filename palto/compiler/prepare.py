@@ -2,12 +2,14 @@
 
 Convolutions and sum pooling get their padding and their gaps by explicit `pad` rows, so that a
 kernel has no edge cases, and a pad of a permuted image becomes a permuted pad, so that a layer's
-forward and backward share one. A sum into few elements becomes two sums, so that all cores help and
-rounding stays small; the split depends on the shape alone.
+forward and backward share one. Pads that are added up to fill an axis are joined. A sum into few
+elements becomes two sums, so that all cores help and rounding stays small; the split depends on the
+shape alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +27,8 @@ from palto.tensor.tensor import Tensor
 _MANY, _FEW, _FEW_ROWS = 2**15, 256, 16
 #: The most pieces of a first stage.
 _PIECES = 64
+#: The most parts of an axis that are joined.
+_MOST_PARTS = 16
 
 
 def read_through(
@@ -198,6 +202,42 @@ _COMBINE = {
 }  # fmt: skip
 
 
+def _side_by_side(operation: Operation, inputs: Sequence[Tensor], apply: Apply) -> Any:
+    """A sum of pads that fill an axis, as the gradient of all slices of a tensor is, joined.
+
+    So each part is written where it belongs by those who compute it.
+    """
+    parts: list[Operation] = []
+    stack = [*inputs]
+    while stack:
+        below = stack.pop().operation
+        name = None if below is None else below.primitive.name
+        if below is not None and name == "add":
+            stack += below.inputs
+        elif below is None or name != "pad" or len(parts) > _MOST_PARTS:
+            break
+        else:
+            parts.append(below)
+    else:
+        shape = operation.output().shape
+        padded = [
+            axis
+            for axis, n in enumerate(shape)
+            if any(pad.inputs[0].shape[axis] != n for pad in parts)
+        ]
+        plain = not any(pad.params["value"] or any(pad.params["interior"]) for pad in parts)
+        if len(padded) == 1 and plain:
+            (axis,) = padded
+            parts.sort(key=lambda pad: int(pad.params["low"][axis]))
+            pieces = [pad.inputs[0] for pad in parts]
+            ends = [*itertools.accumulate(x.shape[axis] for x in pieces)]
+            starts = [pad.params["low"][axis] for pad in parts]
+            fixed = not any(isinstance(n, Size) for n in (*starts, *ends))
+            if fixed and [0, *ends] == [*starts, shape[axis]]:
+                return apply(movement.concat, *pieces, axis=axis)
+    return apply(elementwise.add, *inputs)
+
+
 def _part(x: Tensor, axis: int, start: int, stop: int, apply: Apply) -> Any:
     starts = tuple(start if i == axis else 0 for i in range(x.ndim))
     stops = tuple(stop if i == axis else n for i, n in enumerate(x.shape))
@@ -210,6 +250,7 @@ def _like(operation: Operation, x: Tensor) -> Operation:
 
 #: Rules by primitive: from an operation and its new inputs to the new output.
 RULES: dict[str, Rule] = {
+    "add": _side_by_side,
     "conv": _without_padding("conv"),
     "window_sum": _without_padding("window_sum"),
     "sum": _in_two_stages(reduce.sum),

@@ -823,6 +823,10 @@ MODELS = {
         lambda: nn.models.gpt(11, 8, width=12, heads=2, layers=2, dropout=0.1),
         lambda: [index((3, 8), 11)],
     ),
+    "llama": (
+        lambda: nn.models.llama(11, 8, width=16, heads=4, key_value_heads=2, layers=2),
+        lambda: [index((3, 8), 11)],
+    ),
 }
 
 
@@ -1499,6 +1503,32 @@ def test_large_arrays_have_the_same_bits_with_any_threads():
         )  # fmt: skip
 
     run_both(function, x, w, image, kernel, rtol=1e-4)
+
+
+def slices_of_a_product(parts, x, w, scales):
+    """The gradients of a loss of slices that cover a product, or leave something out."""
+
+    def loss(x, w):
+        y, start = x @ w, 0
+        total = palto.sum(y) * 0
+        for width, scale in zip(parts, scales, strict=False):
+            total = total + palto.sum(palto.tanh(y[:, start : start + width]) * scale)
+            start += width
+        return total
+
+    return palto.grad(loss, argnums=(0, 1))(x, w)
+
+
+@pytest.mark.parametrize("parts", [(4, 16, 12), (32,), (4, 16), (1, 31), (8,) * 4])
+def test_gradients_of_slices(parts, executor):
+    x, w, scales = numbers("float32", (9, 5)), numbers("float32", (5, 32)), numbers("float32", (4,))
+    run_both(lambda *arrays: slices_of_a_product(parts, *arrays), x, w, scales, rtol=1e-4)
+
+
+def test_gradients_of_slices_are_written_side_by_side():
+    compiled = palto.compile(lambda x, w, s: slices_of_a_product((4, 16, 12), x, w, s))
+    compiled(numbers("float32", (9, 5)), numbers("float32", (5, 32)), numbers("float32", (3,)))
+    assert "pad" not in {name for row in compiled.explain().rows for name in row.primitives}
 
 
 def test_number_of_threads():
