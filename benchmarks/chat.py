@@ -7,10 +7,10 @@ All sides read the same GGUF file, by default SmolLM2-135M-Instruct in 4 bits, w
 with a pause before each, and of a side's turns the fastest counts. In a turn a side reads a prompt
 (of 512 tokens) and then writes others (64), one after the other, the likeliest each time.
 
-- transformers goes in float32 and in bfloat16, and with `--compile` also through torch.compile with
-  a static cache; it unpacks the file when it loads it.
-- llama.cpp is llama-cpp-python, built on this machine for its processor; also as it reads the file's
-  own blocks, because its kernels for other layouts (AMX among them) do not run on every machine.
+- transformers goes in float32 and in bfloat16; asked for by `--sides`, also through torch.compile
+  with a static cache.
+- llama.cpp is llama-cpp-python, built on this machine for its processor; also as it reads the
+  file's own blocks, because its other layouts (for AMX among them) do not run on every machine.
 
 Printed are tokens a second of both, the most memory that the process took beyond its imports, how
 far the logits after the prompt are from those of transformers in float32 (which has the file's
