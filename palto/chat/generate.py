@@ -105,10 +105,9 @@ class Reader:
             return
         if self._slot is not None:
             self._slot.arrays = [cell.array() for cell in self.cells]
-        arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
-        for cell in self.cells:
-            # Zeros take memory only where something is written.
-            cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
+            arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
+            for cell in self.cells:
+                cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
         self._slot = slot
 
 
