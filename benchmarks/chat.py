@@ -5,7 +5,7 @@
 All sides read the same GGUF file, by default SmolLM2-135M-Instruct in 4 bits, which is fetched as
 `palto chat` does. Each is a process of its own, on as many CPUs as it has threads; they take turns,
 with a pause before each, and of a side's turns the fastest counts. In a turn a side reads a prompt
-of 512 tokens and then writes 64, one after the other, the likeliest each time.
+(of 512 tokens) and then writes others (64), one after the other, the likeliest each time.
 
 - transformers goes in float32 and in bfloat16, and with `--compile` also through torch.compile with
   a static cache; it unpacks the file when it loads it.
@@ -13,8 +13,8 @@ of 512 tokens and then writes 64, one after the other, the likeliest each time.
 
 Printed are tokens a second of both, the most memory that the process took beyond its imports, how
 far the logits after the prompt are from those of transformers in float32 (which has the file's
-weights to the bit), and for Palto how much of the bandwidth of a large copy a written token reaches:
-a token reads every weight, and as much of the cache as is filled.
+weights to the bit), and for Palto what part of the bandwidth of a large copy a written token
+reaches: it reads every weight, and as much of the cache as is filled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 
-PROMPT, WRITTEN, CONTEXT = 512, 64, 1024
 #: Seconds before each turn, for threads that still spin to fall asleep.
 PAUSE = 0.3
 #: What the sides are called in the command that starts them.
@@ -46,14 +45,14 @@ Read = Callable[[list[int], bool], np.ndarray]
 # --- Sides ---------------------------------------------------------------------------------------
 
 
-def palto_side(path: Path, threads: int) -> tuple[Read, dict[str, Any]]:
+def palto_side(path: Path, threads: int, context: int) -> tuple[Read, dict[str, Any]]:
     """Palto's own loader and reader, as `palto chat` has them."""
     import palto
     from palto.chat import generate, models
 
     palto.set_num_threads(threads)
     found = models.load(path)
-    reader = generate.Reader(found, CONTEXT)
+    reader = generate.Reader(found, context)
     slot = reader.new_slot()
 
     def read(tokens: list[int], anew: bool) -> np.ndarray:
@@ -73,7 +72,7 @@ def palto_side(path: Path, threads: int) -> tuple[Read, dict[str, Any]]:
 def transformers_side(dtype: str, compiled: bool) -> Callable[..., tuple[Read, dict[str, Any]]]:
     """transformers, in a dtype, perhaps through torch.compile."""
 
-    def make(path: Path, threads: int) -> tuple[Read, dict[str, Any]]:
+    def make(path: Path, threads: int, context: int) -> tuple[Read, dict[str, Any]]:
         import torch
         import transformers
 
@@ -88,7 +87,7 @@ def transformers_side(dtype: str, compiled: bool) -> Callable[..., tuple[Read, d
         def read(tokens: list[int], anew: bool) -> np.ndarray:
             if anew:
                 state["cache"] = (
-                    transformers.StaticCache(config=model.config, max_cache_len=CONTEXT)
+                    transformers.StaticCache(config=model.config, max_cache_len=context)
                     if compiled
                     else transformers.DynamicCache()
                 )
@@ -106,12 +105,12 @@ def transformers_side(dtype: str, compiled: bool) -> Callable[..., tuple[Read, d
     return make
 
 
-def llama_side(path: Path, threads: int) -> tuple[Read, dict[str, Any]]:
+def llama_side(path: Path, threads: int, context: int) -> tuple[Read, dict[str, Any]]:
     """llama.cpp by its Python package."""
     import llama_cpp
 
     model = llama_cpp.Llama(
-        str(path), n_ctx=CONTEXT, n_batch=PROMPT, n_ubatch=PROMPT, n_threads=threads,
+        str(path), n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads,
         n_threads_batch=threads, verbose=False,
     )  # fmt: skip
 
@@ -135,15 +134,11 @@ MAKERS: dict[str, Callable[..., tuple[Read, dict[str, Any]]]] = {
 MODULES = {"Palto": "palto", "llama.cpp": "llama_cpp"}
 
 
-def prompt(vocabulary: int) -> list[int]:
-    """Tokens at random, but always the same."""
-    return np.random.default_rng(0).integers(100, vocabulary, PROMPT).tolist()
-
-
-def live(side: str, path: Path, threads: int, logits_path: Path) -> None:
+def live(side: str, options: argparse.Namespace) -> None:
     """A side's process: says what it found, then takes a turn for each line on its input."""
     from side import peak_memory
 
+    threads, written = options.threads[0], options.written
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever the libraries print is no answer
     if hasattr(os, "sched_setaffinity"):
@@ -151,10 +146,10 @@ def live(side: str, path: Path, threads: int, logits_path: Path) -> None:
     __import__(MODULES.get(side, "transformers"))
     before = peak_memory()
     begun = time.perf_counter()
-    read, facts = MAKERS[side](path, threads)
-    tokens = prompt(40_000)
+    read, facts = MAKERS[side](options.file, threads, 2 * options.prompt)
+    tokens = np.random.default_rng(0).integers(5, 200, options.prompt).tolist()
     first = read(tokens, True)
-    np.save(logits_path, first)
+    np.save(options.logits, first)
     read([int(first.argmax())], False)
     facts["start"] = time.perf_counter() - begun
     if side == "Palto":
@@ -166,12 +161,12 @@ def live(side: str, path: Path, threads: int, logits_path: Path) -> None:
         begun = time.perf_counter()
         token = int(read(tokens, True).argmax())
         middle = time.perf_counter()
-        for _ in range(WRITTEN):
+        for _ in range(written):
             token = int(read([token], False).argmax())
         end = time.perf_counter()
         answer = {
-            "reading": PROMPT / (middle - begun),
-            "writing": WRITTEN / (end - middle),
+            "reading": options.prompt / (middle - begun),
+            "writing": written / (end - middle),
             "memory": peak_memory() - before,
         }
         print(json.dumps(answer), file=say)
@@ -183,11 +178,12 @@ def live(side: str, path: Path, threads: int, logits_path: Path) -> None:
 class Side:
     """A side's process, seen from outside."""
 
-    def __init__(self, name: str, path: Path, threads: int, folder: Path) -> None:
+    def __init__(self, name: str, threads: int, options: argparse.Namespace, folder: Path) -> None:
         self.name = name
         self._logits = folder / f"{name}.npy"
-        command = [sys.executable, __file__, "--side", name, "--file", str(path)]
+        command = [sys.executable, __file__, "--side", name, "--file", str(options.file)]
         command += ["--threads", str(threads), "--logits", str(self._logits)]
+        command += ["--prompt", str(options.prompt), "--written", str(options.written)]
         environment = dict(os.environ, PALTO_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -222,16 +218,16 @@ class Side:
         self._process.communicate()
 
 
-def compare(path: Path, threads: int, names: list[str], turns: int) -> None:
+def compare(threads: int, options: argparse.Namespace) -> None:
     """A table of all sides on so many threads."""
     with tempfile.TemporaryDirectory() as folder:
         sides = []
-        for name in names:
+        for name in options.sides:
             try:
-                sides.append(Side(name, path, threads, Path(folder)))
+                sides.append(Side(name, threads, options, Path(folder)))
             except RuntimeError as error:
                 print(error, file=sys.stderr)
-        for _ in range(turns):
+        for _ in range(options.turns):
             for side in sides:
                 side.turn()
         reference = next((s.logits() for s in sides if s.name == "transformers float32"), None)
@@ -244,7 +240,7 @@ def compare(path: Path, threads: int, names: list[str], turns: int) -> None:
                 off = np.abs(side.logits()[:width] - reference[:width]).max()
                 line += f"{off:.2g} of {np.abs(reference).max():.2g} | "
             if "copy" in side.facts:
-                cached = side.facts["cached"] * (PROMPT + WRITTEN / 2)
+                cached = side.facts["cached"] * (options.prompt + options.written / 2)
                 rate = (side.facts["weights"] + cached) * writing / 1e9
                 line += f"{rate:.1f} GB/s, {rate / side.facts['copy']:.0%} of a copy |"
             print(line, flush=True)
@@ -260,21 +256,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=5, help="how many each (%(default)s)")
     parser.add_argument("--sides", nargs="+", choices=MAKERS, default=list(SIDES))
+    parser.add_argument("--prompt", type=int, default=512, help="tokens (%(default)s)")
+    parser.add_argument("--written", type=int, default=64, help="tokens (%(default)s)")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--logits", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        live(options.side, options.file, options.threads[0], options.logits)
+        live(options.side, options)
         return
-    path = options.file
-    if path is None:
+    if options.file is None:
         from palto.chat import models
 
-        path = models.FILES.path(models.SMOLLM2)
+        options.file = models.FILES.path(models.SMOLLM2)
+    options.file = options.file.resolve()
     print("| | threads | read, tokens/s | written, tokens/s | memory | start | logits off by | |")
     print("|---|---|---|---|---|---|---|---|")
     for threads in options.threads:
-        compare(path.resolve(), threads, options.sides, options.turns)
+        compare(threads, options)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,6 @@ class Answer(Iterator[str | Progress]):
 
     Attributes:
         text: all of it so far.
-        count: how many tokens it has.
         read: how many tokens of the prompt had to be read.
         seconds: what reading and writing have taken, without waiting for others.
         reason: why it has ended: "stop" (the model, or a text in `options.stop`), "length" (no
@@ -220,9 +219,15 @@ class Answer(Iterator[str | Progress]):
                 break
             same += 1
         del slot.tokens[same:]
-        self.text, self.count, self.read = "", 0, len(prompt) - same
+        self._tokens: list[int] = []
+        self.text, self.read = "", len(prompt) - same
         self.seconds = {"reading": 0.0, "writing": 0.0}
         self.reason: Literal["stop", "length"] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens it has so far."""
+        return len(self._tokens)
 
     def __next__(self) -> str | Progress:
         if self.reason is not None:
@@ -247,10 +252,10 @@ class Answer(Iterator[str | Progress]):
 
     def _write(self) -> str:
         assert self._logits is not None
-        token = self._sampler(self._logits, self._slot.tokens)
+        token = self._sampler(self._logits, self._tokens)
         if token in self._tokenizer.ends:
             return self._end("stop")
-        self.count += 1
+        self._tokens.append(token)
         text = self._stops.add(self._stream.add(token))
         if self._stops.found:
             self.reason = "stop"

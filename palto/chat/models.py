@@ -261,10 +261,11 @@ class _GGUF:
 
     def __init__(self, file: gguf.File, plan: Plan) -> None:
         self._file, self._plan = file, plan
+        layers = min(plan.layers, len(file.tensors))  # whatever the file says
         names = {
             ours.format(i): f"{theirs.format(i)}.weight"
             for ours, theirs in _NAMES.items()
-            for i in range(plan.layers if "{}" in ours else 1)
+            for i in range(layers if "{}" in ours else 1)
         }
         self._names = {ours: theirs for ours, theirs in names.items() if theirs in file.tensors}
 
@@ -311,7 +312,7 @@ def _from_gguf(path: Path) -> ChatModel:
 def _gguf_plan(file: gguf.File, path: Path) -> Plan:
     numbers = _Numbers(file.metadata, path, "llama.")
     heads, width = numbers.whole("attention.head_count"), numbers.whole("embedding_length")
-    head = numbers.whole("attention.key_length", width // heads or 1)
+    head = numbers.whole("attention.key_length", width // heads or 1, most=_LONGEST_HEAD)
     for name, wanted in (("rope.dimension_count", head), ("attention.value_length", head)):
         if numbers.whole(name, wanted) != wanted:
             raise ValueError(f"{path}: {name} is not {wanted}, the length of a head's vector")
@@ -344,16 +345,19 @@ def _gguf_plan(file: gguf.File, path: Path) -> Plan:
     )
 
 
+_LONGEST_HEAD = 1 << 16  # of which each pair of numbers has an angle
+
+
 class _Numbers:
     """Numbers of a file's head, checked."""
 
     def __init__(self, values: Mapping[str, Any], where: object, prefix: str = "") -> None:
         self._values, self._where, self._prefix = values, where, prefix
 
-    def whole(self, name: str, default: int | None = None) -> int:
-        """A count, from 1 to 2^31."""
+    def whole(self, name: str, default: int | None = None, *, most: int = 1 << 31) -> int:
+        """A count, from 1 to `most`."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{self._where}: {self._prefix}{name} should be a count, is {value!r}")
         return value
 
@@ -413,7 +417,7 @@ def _shards(folder: Path) -> Iterator[Path]:
     if not isinstance(named, dict) or not all(isinstance(x, str) for x in named.values()):
         raise ValueError(f"{index} has no weight_map of file names")
     for name in sorted(set(named.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > 255:
             raise ValueError(f"{index} names {name!r}, which is no file of this folder")
         yield folder / name
 
@@ -441,9 +445,11 @@ def _folder_plan(settings: Mapping[str, Any], where: Path) -> Plan:
                 f"{where}: {name} is {settings[name]!r}, only {wanted!r} is known here"
             )
     width, heads = numbers.whole("hidden_size"), numbers.whole("num_attention_heads")
-    head = numbers.whole("head_dim", width // heads or 1)
+    head = numbers.whole("head_dim", width // heads or 1, most=_LONGEST_HEAD)
     # One dict in newer files, two places in older ones.
     scaling = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(f"{where}: rope_scaling should be named settings, is {scaling!r:.60}")
     base = {"rope_theta": settings.get("rope_theta"), **scaling}
     return Plan(
         context=numbers.whole("max_position_embeddings"),
@@ -478,6 +484,8 @@ def _rope_factors(
     low, high = numbers.positive("low_freq_factor"), numbers.positive("high_freq_factor")
     trained = numbers.positive("original_max_position_embeddings")
     theta = _Numbers(base, where).positive("rope_theta", 10_000.0)
+    if low >= high:
+        raise ValueError(f"{where}: low_freq_factor {low} should be below high_freq_factor {high}")
     factors = []
     for pair in range(head // 2):
         length = 2 * math.pi * theta ** (2 * pair / head)  # of a whole turn, in tokens

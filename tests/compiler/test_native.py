@@ -823,6 +823,10 @@ MODELS = {
         lambda: nn.models.gpt(11, 8, width=12, heads=2, layers=2, dropout=0.1),
         lambda: [index((3, 8), 11)],
     ),
+    "llama": (
+        lambda: nn.models.llama(11, 8, width=16, heads=4, key_value_heads=2, layers=2),
+        lambda: [index((3, 8), 11)],
+    ),
 }
 
 

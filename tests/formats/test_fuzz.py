@@ -12,7 +12,7 @@ CASES = 100
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_damaged_files_are_loaded_or_refused(kind):
-    if kind == "gguf":
+    if kind in ("gguf", "folder"):
         for name in ("gguf", "tokenizers"):
             pytest.importorskip(name, reason="palto[chat] is not installed")
     found = {"loaded": 0, "refused": 0}
