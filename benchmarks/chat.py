@@ -1,5 +1,6 @@
 """Reading and writing text with a language model, in Palto, transformers and llama.cpp.
 
+    pip install transformers accelerate gguf llama-cpp-python
     python benchmarks/chat.py --threads 1 2 --turns 5
 
 All sides read the same GGUF file, by default SmolLM2-135M-Instruct in 4 bits, which is fetched as
