@@ -1,5 +1,6 @@
 """Reading and writing text with a language model, in Palto, transformers and llama.cpp.
 
+    pip install transformers accelerate gguf llama-cpp-python
     python benchmarks/chat.py --threads 1 2 --turns 5
 
 All sides read the same GGUF file, by default SmolLM2-135M-Instruct in 4 bits, which is fetched as
@@ -7,9 +8,10 @@ All sides read the same GGUF file, by default SmolLM2-135M-Instruct in 4 bits, w
 with a pause before each, and of a side's turns the fastest counts. In a turn a side reads a prompt
 (of 512 tokens) and then writes others (64), one after the other, the likeliest each time.
 
-- transformers goes in float32 and in bfloat16, and with `--compile` also through torch.compile with
-  a static cache; it unpacks the file when it loads it.
-- llama.cpp is llama-cpp-python, built on this machine for its processor.
+- transformers goes in float32 and in bfloat16; asked for by `--sides`, also through torch.compile
+  with a static cache.
+- llama.cpp is llama-cpp-python, built on this machine for its processor; also as it reads the
+  file's own blocks, because its other layouts (for AMX among them) do not run on every machine.
 
 Printed are tokens a second of both, the most memory that the process took beyond its imports, how
 far the logits after the prompt are from those of transformers in float32 (which has the file's
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ import numpy as np
 #: Seconds before each turn, for threads that still spin to fall asleep.
 PAUSE = 0.3
 #: What the sides are called in the command that starts them.
-SIDES = ("Palto", "transformers float32", "transformers bfloat16", "llama.cpp")
+SIDES = (
+    "Palto", "transformers float32", "transformers bfloat16", "llama.cpp", "llama.cpp own blocks",
+)  # fmt: skip
 COMPILED = "transformers float32 compiled"
 
 #: Reads tokens after those that were read before, or from the beginning, and gives the last logits.
@@ -105,23 +110,36 @@ def transformers_side(dtype: str, compiled: bool) -> Callable[..., tuple[Read, d
     return make
 
 
-def llama_side(path: Path, threads: int, context: int) -> tuple[Read, dict[str, Any]]:
-    """llama.cpp by its Python package."""
-    import llama_cpp
+def llama_side(repacked: bool) -> Callable[..., tuple[Read, dict[str, Any]]]:
+    """llama.cpp by its Python package, with other layouts of weights or without."""
 
-    model = llama_cpp.Llama(
-        str(path), n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads,
-        n_threads_batch=threads, verbose=False,
-    )  # fmt: skip
+    def make(path: Path, threads: int, context: int) -> tuple[Read, dict[str, Any]]:
+        import llama_cpp
+        from llama_cpp import llama_cpp as library
 
-    def read(tokens: list[int], anew: bool) -> np.ndarray:
-        if anew:
-            model.reset()
-        model.eval(tokens)
-        pointer = llama_cpp.llama_get_logits_ith(model.ctx, -1)
-        return np.ctypeslib.as_array(pointer, (model.n_vocab(),)).copy()
+        defaults = library.llama_model_default_params
 
-    return read, {}
+        def params() -> Any:  # Llama() has no argument for this
+            chosen = defaults()
+            chosen.use_extra_bufts = repacked
+            return chosen
+
+        library.llama_model_default_params = params
+        model = llama_cpp.Llama(
+            str(path), n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads,
+            n_threads_batch=threads, verbose=False,
+        )  # fmt: skip
+
+        def read(tokens: list[int], anew: bool) -> np.ndarray:
+            if anew:
+                model.reset()
+            model.eval(tokens)
+            pointer = library.llama_get_logits_ith(model.ctx, -1)
+            return np.ctypeslib.as_array(pointer, (model.n_vocab(),)).copy()
+
+        return read, {}
+
+    return make
 
 
 MAKERS: dict[str, Callable[..., tuple[Read, dict[str, Any]]]] = {
@@ -129,9 +147,11 @@ MAKERS: dict[str, Callable[..., tuple[Read, dict[str, Any]]]] = {
     "transformers float32": transformers_side("float32", False),
     "transformers bfloat16": transformers_side("bfloat16", False),
     COMPILED: transformers_side("float32", True),
-    "llama.cpp": llama_side,
+    "llama.cpp": llama_side(repacked=True),
+    "llama.cpp own blocks": llama_side(repacked=False),
 }
-MODULES = {"Palto": "palto", "llama.cpp": "llama_cpp"}
+#: The module that a side's name begins with.
+MODULES = {"Palto": "palto", "transformers": "transformers", "llama.cpp": "llama_cpp"}
 
 
 def live(side: str, options: argparse.Namespace) -> None:
@@ -143,7 +163,7 @@ def live(side: str, options: argparse.Namespace) -> None:
     os.dup2(2, 1)  # whatever the libraries print is no answer
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    __import__(MODULES.get(side, "transformers"))
+    import_module(MODULES[side.split()[0]])
     before = peak_memory()
     begun = time.perf_counter()
     read, facts = MAKERS[side](options.file, threads, 2 * options.prompt)
@@ -152,10 +172,6 @@ def live(side: str, options: argparse.Namespace) -> None:
     np.save(options.logits, first)
     read([int(first.argmax())], False)
     facts["start"] = time.perf_counter() - begun
-    if side == "Palto":
-        from palto.compiler import explain
-
-        facts["copy"] = explain.copy_peak(threads)
     print(json.dumps(facts), file=say)
     for _ in sys.stdin:
         begun = time.perf_counter()
@@ -169,6 +185,10 @@ def live(side: str, options: argparse.Namespace) -> None:
             "writing": written / (end - middle),
             "memory": peak_memory() - before,
         }
+        if side == "Palto":
+            from palto.compiler import explain
+
+            answer["copy"] = explain.copy_peak.__wrapped__(threads)  # in each turn anew
         print(json.dumps(answer), file=say)
 
 
@@ -239,10 +259,10 @@ def compare(threads: int, options: argparse.Namespace) -> None:
                 width = min(len(reference), len(side.logits()))
                 off = np.abs(side.logits()[:width] - reference[:width]).max()
                 line += f"{off:.2g} of {np.abs(reference).max():.2g} | "
-            if "copy" in side.facts:
+            if "cached" in side.facts:
                 cached = side.facts["cached"] * (options.prompt + options.written / 2)
                 rate = (side.facts["weights"] + cached) * writing / 1e9
-                line += f"{rate:.1f} GB/s, {rate / side.facts['copy']:.0%} of a copy |"
+                line += f"{rate:.1f} GB/s, {rate / side.best('copy'):.0%} of a copy |"
             print(line, flush=True)
             side.end()
 

@@ -1,7 +1,7 @@
 """How steps by XLA scale over devices and processes of one machine, and what 256 hosts would give.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --workloads gpt --steps 50
+    python benchmarks/scaling.py --workloads gpt --seconds 60
 
 Two processes with a core each meet on the loopback; with one core, one process is what they are
 compared with. 4 devices of one process share its cores, so they can only be slower than one: by how
@@ -24,6 +24,8 @@ HOSTS = 256
 #: Of the network between hosts: seconds of a turn, and 10^9 bits a second.
 LATENCY, BANDWIDTHS = 20e-6, (1, 10, 100)
 DEVICES = (1, 2, 4)
+#: So many steps are timed at least, and at most.
+LEAST_STEPS, MOST_STEPS = 5, 1000
 
 
 def efficiency(seconds: float, sent: int, gigabits: float, hosts: int = HOSTS) -> float:
@@ -102,8 +104,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--workloads", nargs="+", default=["alexnet", "gpt", "fully_connected"])
-    parser.add_argument("--steps", type=int, default=20, help="the quickest one counts")
-    for name in ("processes", "devices", "examples", "rank"):
+    parser.add_argument("--seconds", type=float, default=20, help="of steps, in each of six ways")
+    for name in ("steps", "processes", "devices", "examples", "rank"):
         parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, nargs="+", help=argparse.SUPPRESS)
@@ -129,13 +131,19 @@ def main() -> None:
         batch = WORKLOADS[name].examples
 
         def run(
-            examples: int, cores: list[int] = cores, name: str = name, **options_: int
+            examples: int,
+            cores: list[int] = cores,
+            name: str = name,
+            steps: int = LEAST_STEPS,
+            **options: int,
         ) -> dict[str, Any]:
-            return measured(name, options.steps, examples=examples, cores=cores, **options_)
+            return measured(name, steps, examples=examples, cores=cores, **options)
 
-        one = run(batch, cores[:1])
-        weak, strong = (run(n, processes=2) for n in (batch, batch // 2))
-        shared = [run(batch, devices=n) for n in DEVICES]
+        steps = round(options.seconds / run(batch)["seconds"])
+        steps = min(max(steps, LEAST_STEPS), MOST_STEPS)
+        one = run(batch, cores[:1], steps=steps)
+        weak, strong = (run(n, steps=steps, processes=2) for n in (batch, batch // 2))
+        shared = [run(batch, steps=steps, devices=n) for n in DEVICES]
         alone[name] = shared[0]["seconds"], weak["sent"]
         cells = [
             _ms(one), f"{_ms(weak)}: {one['seconds'] / weak['seconds']:.0%} of twice the work",
