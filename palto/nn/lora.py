@@ -192,7 +192,7 @@ def load_state_dict(model: Module, state: Mapping[str, Any], about: Mapping[str,
     """Adapt a model as an adapter's files say.
 
     Args:
-        model: is changed, once all is known to fit.
+        model: is changed.
         state: tensors by PEFT's names.
         about: what its adapter_config.json says.
 
@@ -214,26 +214,9 @@ def load_state_dict(model: Module, state: Mapping[str, Any], about: Mapping[str,
         raise ValueError(
             f"wanted is a LoRA with its r, lora_alpha and target_modules, got {dict(about)}"
         )
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, layer in model.named_modules():
-        if name.rpartition(".")[2] in targets:
-            outputs, inputs = _shape(layer)
-            wanted[f"{_PREFIX}{name}.lora_A.weight"] = (rank, inputs)
-            wanted[f"{_PREFIX}{name}.lora_B.weight"] = (outputs, rank)
-    values = {name: F.asarray(x) for name, x in state.items()}
-    problems = [f"{name} is missing" for name in wanted if name not in values]
-    problems += [f"{name}, which the model has not" for name in values if name not in wanted]
-    problems += [
-        f"{name} has the shape {values[name].shape} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in values and values[name].shape != shape
-    ]
-    if problems or not wanted:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"this adapter is of another model: {'; '.join(problems[:3])}{more}")
     adapt(model, rank, float(alpha), targets)
-    for name, layer in adapters(model).items():
-        for part in ("lora_A", "lora_B"):
-            cell = getattr(layer, part).weight
-            cell.assign(values[f"{_PREFIX}{name}.{part}.weight"].astype(cell.dtype))
+    try:
+        Adapter(model).load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"this adapter is of another model: {error}") from None
     return model
