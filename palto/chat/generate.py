@@ -98,6 +98,7 @@ class Reader:
         slot = self.new_slot()
         for count in (2, 1):  # programs for several tokens, and for one
             self.read(slot, [0] * count)
+        self._slot = None  # whoever comes first takes over the cells
 
     def _enter(self, slot: Slot) -> None:
         """Put a conversation's keys and values into the cache; nothing is copied."""
@@ -105,10 +106,10 @@ class Reader:
             return
         if self._slot is not None:
             self._slot.arrays = [cell.array() for cell in self.cells]
-        arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
-        for cell in self.cells:
-            # Zeros take memory only where something is written.
-            cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
+        if self._slot is not None or slot.arrays:
+            arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
+            for cell in self.cells:
+                cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
         self._slot = slot
 
 

@@ -57,7 +57,7 @@ class ChatModel:
     """A language model, and the tokens that it speaks in.
 
     Attributes:
-        name: how it calls itself, or its file's name.
+        name: that of its file or folder.
         model: the network.
         tokenizer: text to tokens, and back.
         context: how many tokens it has learned to overlook.
@@ -304,9 +304,7 @@ def _from_gguf(path: Path) -> ChatModel:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model = llama(plan, _GGUF(file, plan), path, tokenizer.vocabulary)
-    name = metadata.get("general.name")
-    name = name if isinstance(name, str) and name else path.stem
-    return ChatModel(name, model, tokenizer, plan.context)
+    return ChatModel(path.stem, model, tokenizer, plan.context)
 
 
 def _gguf_plan(file: gguf.File, path: Path) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,6 +43,9 @@ class Step:
         barrier: whether all threads meet before it.
         writes_cells: whether it changes what lives on after the call.
         body: the steps that a scan repeats, where they are part of the program.
+        parts: into how many parts the chain is divided that the step belongs to.
+        follows: whether each of its parts comes after the same part of the step before.
+        passing: buffers that nobody reads but the chain, in the part that writes them.
     """
 
     nest: Nest
@@ -53,6 +56,9 @@ class Step:
     barrier: bool = False
     writes_cells: bool = False
     body: Body | None = None
+    parts: int = 1
+    follows: bool = False
+    passing: list[Buffer] = field(default_factory=list)
 
     @property
     def is_serial(self) -> bool:
@@ -60,6 +66,17 @@ class Step:
         if self.body is not None:
             return all(step.is_serial for step in self.body.lowering.steps)
         return self.kernel is None or int(self.kernel.units) < 2 or self.work < SMALL
+
+
+def chains(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps, with those together that run part by part."""
+    result: list[list[Step]] = []
+    for step in steps:
+        if step.follows:
+            result[-1].append(step)
+        else:
+            result.append([step])
+    return result
 
 
 class Lowering:
@@ -298,7 +315,7 @@ class Lowering:
         for buffer in (*reads, *writes):
             buffer.used(nest.position)
             buffer.used(end)
-        step = Step(nest, kernel, reads, writes, _work(nest), body=body)
+        step = Step(nest, kernel, reads, writes, _work(nest, self.is_stored), body=body)
         step.writes_cells = any(b.role in ("cell", "input") for b in writes)
         return step
 
@@ -401,7 +418,7 @@ def _is_native(nest: Nest) -> bool:
     return not (isinstance(nest, Single) and nest.kind in ("library", "scan"))
 
 
-def _work(nest: Nest) -> int:
+def _work(nest: Nest, is_stored: Callable[[Tensor], bool]) -> int:
     if isinstance(nest, Group):
         work = int(math.prod(nest.shape)) * (len(nest.members) + len(nest.reads))
         if nest.product is not None:
@@ -413,5 +430,22 @@ def _work(nest: Nest) -> int:
     operation = nest.operation
     if nest.kind == "reduce":
         places = operation.output().size * math.prod(v.length for v in nest.reduced)
-        return int(places)
+        return int(places) * max(_inner(x, is_stored) for x in operation.inputs)
     return max(int(x.size) for x in (*operation.inputs, operation.output()))
+
+
+def _inner(x: Tensor, is_stored: Callable[[Tensor], bool]) -> int:
+    """How many elements the sums inside the expression of an element are of."""
+    found: dict[int, int] = {}
+
+    def visit(x: Tensor) -> int:
+        operation = x.operation
+        if is_stored(x) or operation is None:
+            return 1
+        if id(x) not in found:
+            found[id(x)] = max((visit(y) for y in operation.inputs), default=1)
+            if operation.primitive.name == "sum":
+                found[id(x)] *= int(math.prod(nests.reduced_shape(operation)))
+        return found[id(x)]
+
+    return visit(x)

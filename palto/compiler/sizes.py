@@ -158,9 +158,7 @@ class Size(int):
 
     def __eq__(self, other: object) -> bool:
         # Unequal where the sizes are greatest, it is unequal: what is soon known.
-        return (
-            isinstance(other, int) and int.__eq__(self, other) and self.terms == _terms(other)
-        )
+        return isinstance(other, int) and int.__eq__(self, other) and self.terms == _terms(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

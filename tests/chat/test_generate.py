@@ -200,3 +200,14 @@ def test_contexts(found):
 def test_options_that_make_no_sense(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Options(**options).check()
+
+
+def test_programs_are_made_while_a_conversation_waits(found, reader):
+    tokens = some_tokens(30, found)
+    slots = [reader.new_slot(), reader.new_slot()]
+    for slot in slots:
+        reader.read(slot, tokens[:20])
+    reader.warm_up()
+    for slot in slots:
+        got = reader.read(slot, tokens[20:])
+        np.testing.assert_allclose(got, whole(found, tokens), atol=1e-4)

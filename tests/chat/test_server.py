@@ -202,7 +202,7 @@ def test_other_kinds_and_ways(server):
     assert ask(server, None, method="GET")[0] == 405
     assert ask(server, None, "/nothing", "GET")[0] == 404
     status, text = ask(server, None, "/v1/models", "GET")
-    assert (status, json.loads(text)["data"][0]["id"]) == (200, "Tiny")
+    assert (status, json.loads(text)["data"][0]["id"]) == (200, "tiny")
     assert '<label for="message">' in ask(server, None, "/", "GET")[1]
 
 

@@ -1538,3 +1538,13 @@ def test_number_of_threads():
         with pytest.raises(ValueError, match=str(wrong)):
             palto.set_num_threads(wrong)
     assert palto.get_num_threads() == 2
+
+
+def test_what_sums_inside_a_sum_do_counts_as_work():
+    """Few sums of few sums of many products are shared by the threads, too."""
+    codes, x = numbers("float32", (4, 6, 64, 128)), numbers("float32", (4, 6, 64, 1))
+    scales = numbers("float32", (4, 6, 128))
+    palto.set_num_threads(2)
+    compiled = palto.compile(scaled_blocks)
+    compiled(codes, x, scales)
+    assert compiled.explain().rows[0].threads == 2
