@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from palto.compiler import team
 from palto.compiler.llvm.builder import Function
-from palto.compiler.lowering import Body, Step
+from palto.compiler.lowering import Body, Step, chains
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check
 from palto.compiler.sizes import Size
@@ -68,19 +68,78 @@ class Assembly:
             self._load(f"size_{size}", "i64", slot)
         for slot in sorted({self.slots[id(b)] for b in _buffers(steps) if id(b) in self.slots}):
             self._load(f"pointer{slot}", "ptr", slot)
-        for step in steps:
+        for chained in chains(steps):
+            step = chained[0]
             if step.barrier:
                 self._barrier()
             self._may_leave &= step is not self.gated
+            if len(chained) > 1:
+                self._chain(chained)
+                continue
             if step.body is not None or (step.kernel is not None and step.kernel.units):
-                self._line(f"call void @palto_note(ptr %profile, i64 {self._noted}, i64 %thread)")
+                self._note()
             self._step(step)
             self._noted += 1
-        self._line(f"call void @palto_note(ptr %profile, i64 {self._noted}, i64 %thread)")
+        self._note()
         self._lines += ["  br label %end", "end:", "  ret void", "}"]
         self._programs += self._lines
 
+    def _chain(self, steps: Sequence[Step]) -> None:
+        """Steps part by part; each thread has some of the parts."""
+        n, parts, start = next(self._numbers), steps[0].parts, self._noted
+        for _ in steps:
+            self._note()
+            self._noted += 1
+        self._note()
+        end = self._noted
+        self._share(f"part{n}", str(parts))
+        passing = [(b, self._address(b), b.bytes // parts) for b in steps[0].passing]
+        self._lines += [
+            f"  br label %enter{n}",
+            f"enter{n}:",
+            f"  br label %head{n}",
+            f"head{n}:",
+            f"  %t{n} = phi i64 [ %first_part{n}, %enter{n} ], [ %following{n}, %inside{n} ]",
+            f"  %following{n} = add i64 %t{n}, 1",
+            f"  %more{n} = icmp slt i64 %t{n}, %last_part{n}",
+            f"  br i1 %more{n}, label %inside{n}, label %exit{n}",
+            f"inside{n}:",
+            f"  %back{n} = sub i64 %first_part{n}, %t{n}",
+        ]
+        outside, self._known = self._known, dict(self._known)
+        for i, (buffer, base, size) in enumerate(passing):
+            # Every part of it lies where the first one of this thread would.
+            self._line(f"%far{n}_{i} = mul i64 %back{n}, {size}")
+            self._line(f"%own{n}_{i} = getelementptr i8, ptr {base}, i64 %far{n}_{i}")
+            self._known[id(buffer)] = f"%own{n}_{i}"
+        for number, step in enumerate(steps, start + 1):
+            assert step.kernel is not None
+            name, arguments, call = self._arguments(step)
+            units = step.kernel.units // parts
+            self._line(f"%first_{call} = mul i64 %t{n}, {units}")
+            self._line(f"%last_{call} = add i64 %first_{call}, {units}")
+            self._line(f"call void @{name}({', '.join(arguments)})")
+            self._line(
+                f"call void @palto_note_part(ptr %profile, i64 {number}, i64 {end}, i64 %thread)"
+            )
+        self._known = outside
+        self._lines += [f"  br label %head{n}", f"exit{n}:"]
+
     # Lines
+
+    def _note(self) -> None:
+        """Note the time at which the next step begins."""
+        self._line(f"call void @palto_note(ptr %profile, i64 {self._noted}, i64 %thread)")
+
+    def _share(self, name: str, count: str) -> None:
+        """The first of what this thread has of so many, and the one to stop before."""
+        self._lines += [
+            f"  %next_{name} = add i64 %thread, 1",
+            f"  %low_{name} = mul i64 %thread, {count}",
+            f"  %high_{name} = mul i64 %next_{name}, {count}",
+            f"  %first_{name} = udiv i64 %low_{name}, %threads",
+            f"  %last_{name} = udiv i64 %high_{name}, %threads",
+        ]
 
     def _line(self, text: str) -> None:
         self._lines.append(f"  {text}")
@@ -129,7 +188,8 @@ class Assembly:
         elif step.kernel is not None and step.kernel.units:
             self._call(step)
 
-    def _call(self, step: Step) -> None:
+    def _arguments(self, step: Step) -> tuple[str, list[str], int]:
+        """The name of a step's function, its arguments, and the number in the first two's names."""
         kernel = step.kernel
         assert kernel is not None
         self._declarations |= kernel.declarations
@@ -146,25 +206,24 @@ class Assembly:
                 assert isinstance(step.nest, Check)
                 text = str(self.checks.index(step.nest))
             elif parameter in ("first", "last"):
-                text = f"%{parameter}{number}"
+                text = f"%{parameter}_{number}"
             else:
                 text = f"%{parameter}"
             arguments.append(f"{kind} {text}")
-        units = self._count(kernel.units)
+        return name, arguments, number
+
+    def _call(self, step: Step) -> None:
+        assert step.kernel is not None
+        name, arguments, number = self._arguments(step)
+        units = self._count(step.kernel.units)
         if step.is_serial:
             arguments[:2] = ["i64 0", f"i64 {units}"]
             self._begin_alone(number)
             self._line(f"call void @{name}({', '.join(arguments)})")
             self._end_alone(number)
             return
-        self._lines += [
-            f"  %next{number} = add i64 %thread, 1",
-            f"  %low{number} = mul i64 %thread, {units}",
-            f"  %high{number} = mul i64 %next{number}, {units}",
-            f"  %first{number} = udiv i64 %low{number}, %threads",
-            f"  %last{number} = udiv i64 %high{number}, %threads",
-            f"  call void @{name}({', '.join(arguments)})",
-        ]
+        self._share(str(number), units)
+        self._line(f"call void @{name}({', '.join(arguments)})")
 
     def _begin_alone(self, number: int) -> None:
         """What follows is done by thread 0."""

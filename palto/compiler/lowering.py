@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,6 +43,9 @@ class Step:
         barrier: whether all threads meet before it.
         writes_cells: whether it changes what lives on after the call.
         body: the steps that a scan repeats, where they are part of the program.
+        parts: into how many parts the chain is divided that the step belongs to.
+        follows: whether each of its parts comes after the same part of the step before.
+        passing: buffers that nobody reads but the chain, in the part that writes them.
     """
 
     nest: Nest
@@ -53,6 +56,9 @@ class Step:
     barrier: bool = False
     writes_cells: bool = False
     body: Body | None = None
+    parts: int = 1
+    follows: bool = False
+    passing: list[Buffer] = field(default_factory=list)
 
     @property
     def is_serial(self) -> bool:
@@ -60,6 +66,17 @@ class Step:
         if self.body is not None:
             return all(step.is_serial for step in self.body.lowering.steps)
         return self.kernel is None or int(self.kernel.units) < 2 or self.work < SMALL
+
+
+def chains(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps, with those together that run part by part."""
+    result: list[list[Step]] = []
+    for step in steps:
+        if step.follows:
+            result[-1].append(step)
+        else:
+            result.append([step])
+    return result
 
 
 class Lowering:

@@ -17,11 +17,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from palto.compiler import memory, team
+from palto.compiler import chain, memory, team
 from palto.compiler.addresses import Pointing, address_of
 from palto.compiler.assembly import ARENA, PROFILE, SIZES, Assembly
 from palto.compiler.llvm import machine
-from palto.compiler.lowering import Lowering, Step
+from palto.compiler.lowering import Lowering, Step, chains
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Single
 from palto.compiler.sizes import Size, at, shape_at
@@ -124,6 +124,8 @@ class Native(Lowering):
         self._fill = Pointing(self._pointers, items, cells) if is_whole else None
 
     def _plan(self) -> None:
+        for steps in (self.steps[: self.kept], self.steps[self.kept :]):
+            chain.find(steps, self.buffer_of)
         found = {id(b): b for b in self.buffers()}
         arena = [b for b in found.values() if b.role == "arena"]
         if self._debug:  # nothing shares memory, so that what lies between belongs to nobody
@@ -384,13 +386,14 @@ class Native(Lowering):
 def _place_barriers(steps: Sequence[Step]) -> None:
     """Let all threads meet before each step that may not begin before another has ended."""
     pending: list[Step] = []
-    for step in steps:
-        if any(_conflict(earlier, step) for earlier in pending):
-            step.barrier = True
+    for chained in chains(steps):
+        if any(_conflict(earlier, step) for earlier in pending for step in chained):
+            chained[0].barrier = True
             pending = []
-        pending.append(step)
-        if step.body is not None:
-            _place_barriers(step.body.lowering.steps)
+        pending += chained
+        for step in chained:
+            if step.body is not None:
+                _place_barriers(step.body.lowering.steps)
 
 
 def _conflict(earlier: Step, later: Step) -> bool:

@@ -96,6 +96,7 @@ _PROVIDED = {
     "palto_listen": "void (ptr)",
     "palto_clock": "i64 ()",
     "palto_note": "void (ptr, i64, i64)",
+    "palto_note_part": "void (ptr, i64, i64, i64)",
 }
 
 _SUPPORT = f"""
@@ -120,6 +121,32 @@ write:
   %place = getelementptr i64, ptr %profile, i64 %step
   store i64 %now, ptr %place, align 8
   br label %end
+end:
+  ret void
+}}
+; The time since the last note, as that of what comes before a step: later ones begin later.
+define void @palto_note_part(ptr %profile, i64 %step, i64 %last, i64 %thread) {{
+entry:
+  %address = ptrtoint ptr %profile to i64
+  %off = icmp eq i64 %address, 0
+  %other = icmp ne i64 %thread, 0
+  %skip = or i1 %off, %other
+  br i1 %skip, label %end, label %write
+write:
+  %now = call i64 @palto_clock()
+  %last_at = getelementptr i64, ptr %profile, i64 %last
+  %before = load i64, ptr %last_at, align 8
+  %passed = sub i64 %now, %before
+  br label %each
+each:
+  %number = phi i64 [ %step, %write ], [ %following, %each ]
+  %place = getelementptr i64, ptr %profile, i64 %number
+  %old = load i64, ptr %place, align 8
+  %new = add i64 %old, %passed
+  store i64 %new, ptr %place, align 8
+  %following = add i64 %number, 1
+  %more = icmp sle i64 %following, %last
+  br i1 %more, label %each, label %end
 end:
   ret void
 }}
@@ -535,7 +562,7 @@ def support() -> str:
     one. ``void @palto_listen(ptr sync)`` lets Python handle signals, now and then, in thread 0;
     barriers do so too. ``i64 @palto_clock()`` counts cycles; see `cycles_per_second`.
     ``void @palto_note(ptr profile, i64 step, i64 thread)`` is for profiles: thread 0 writes its
-    clock into the table, unless that is null.
+    clock into the table, unless that is null; ``palto_note_part`` likewise, for a part of a step.
     """
     _native()
     signatures = (kind.replace("(", f"@{name}(", 1) for name, kind in _PROVIDED.items())

@@ -49,11 +49,16 @@ AWAY = 0.05
 COPY_A, COPY_B = 0.3, 1.2
 #: What a panel of b costs that comes from beyond the second cache.
 FETCH_B = 0.5
-#: From so many bytes between neighbours along so many summed elements, they share few places of the
+#: From so many bytes between neighbours along more summed elements, they share few places of the
 #: first cache; what each doubling costs where they are not copied.
 FAR_A, FAR_B, FAR_LENGTH, FAR = 512, 256, 64, 0.06
 #: How many lines ahead a's rows are fetched.
 LINES_AHEAD = 2
+#: Fewer rows of a tile reach their next lines without that.
+FEW_ROWS = 12
+#: What units of some of the columns cost. Of some of the rows, a weight's gradient and update are
+#: made by the thread that reads these weights in the forward product, whose cache holds them then.
+COLUMNS = 1.04
 #: Of a matrix times a vector: rows of a tile, and vectors side by side along each. More rows would
 #: share few places of the first cache, where they are long.
 LENGTHWISE = 4, 2
@@ -520,6 +525,7 @@ def _cost(p: Plan) -> float:
     copies = COPY_A * rows * p.packs_a + COPY_B * panels * p.packs_b
     is_near = _panels_stay(p) and p.panel_bytes <= p.machine.l2 // 2
     unit = each * panels * rows + copies + FETCH_B * panels * (not is_near) + 0.1
+    unit *= COLUMNS if p.panel_blocks > 1 else 1.0
     # Fewer threads than planned for should find enough units too.
     threads = p.machine.threads, max(1, 3 * p.machine.threads // 4)
     return sum(unit * -(-p.units // n) * n for n in threads)
@@ -533,7 +539,7 @@ def _panels_stay(p: Plan) -> bool:
 def _far(p: Plan) -> tuple[float, float]:
     """How much longer a multiplication takes because a, or b, is read at large distances."""
     x = p.contraction
-    if not x.summed or p.block_length < FAR_LENGTH or p.lengthwise:
+    if not x.summed or p.block_length <= FAR_LENGTH or p.lengthwise:
         return 0.0, 0.0
     size, inner = size_of(x.kind), x.summed[-1]
     distances = (abs(inner.a) * size, FAR_A), (abs(inner.b) * size, FAR_B)
@@ -970,7 +976,8 @@ class _Emitter:
         """
         p, line = self.plan, 64 // size_of(self.plan.contraction.kind)
         axes = p.contraction.summed[p.cut :]
-        if not self.prefetch_a or p.packs_a or tile.size == 1 or not axes or axes[-1].a != 1:
+        few = tile.size < FEW_ROWS
+        if not self.prefetch_a or p.packs_a or few or not axes or axes[-1].a != 1:
             return
         step = p.contraction.rows[-1].a
         row = self.f.binary("and", place, self.constant(line - 1))

@@ -310,7 +310,11 @@ class Emitter:
         at_row = ix.of(row)
         place = ix.total([(at_row, math.prod(inner)),
                           (ix.linear([ix.of(v) for v in variables], inner), 1)])  # fmt: skip
-        together = max(2048 // max(int(math.prod(inner)), 1), 1)
+        # Neighbours on the last axis, if there are many: then parts of that axis are whole units.
+        most = int(max(2048 // max(int(math.prod(inner)), 1), 1))
+        length = nest.shape[nest.rows - 1] if nest.rows else 1
+        fits = [n for n in range(1, most + 1) if isinstance(length, Size) or length % n == 0]
+        together = fits[-1]
         self.units = -(-count // together)
         size = f.constant(together, "i64")
         start = f.binary("mul", f.parameters["first"], size)
