@@ -12,7 +12,7 @@ Both load the same examples in shuffled batches of 64.
   first batch takes from when the loader is made; the most memory, workers included, beyond what
   the process had before; how long workers live on after the loop is left, and after Ctrl-C; and how
   many lines a program that catches that leaves on the terminal.
-- What loading adds to a training step.
+- What loading adds to a training step, and for how much of it the step waits for the loader.
 
 The results are written to docs/benchmark.json and into docs/performance.md (`results.py`).
 """
@@ -209,7 +209,10 @@ def lifetimes(kind: str, folder: Path, turns: int) -> list[dict[str, Any]]:
 
 
 def training_steps(turns: int) -> dict[str, dict[str, float]]:
-    """Seconds of a fully connected step on one thread, on one batch and on loaded ones."""
+    """Seconds of a fully connected step on one thread, on one batch and on loaded ones.
+
+    And for how many of these it waits for the loader.
+    """
     import palto
     from palto import data, nn, optim
     from palto.data import augment
@@ -239,18 +242,30 @@ def training_steps(turns: int) -> dict[str, dict[str, float]]:
         "float32": (step_of(False), batches_of(clothes)),
         "bytes": (step_of(True), batches_of(clothes.as_bytes())),
     }
-    found: dict[tuple[str, bool], list[float]] = {}
+    found: dict[tuple[str, bool], list[tuple[float, float]]] = {}
     for _ in range(turns + 1):  # the first one compiles
         for name, (step, loader) in sides.items():
             for loads in (False, True):
                 fixed = next(iter(loader))
-                begun = time.perf_counter()
-                for batch in loader if loads else [fixed] * len(loader):
+                begun, waited = time.perf_counter(), 0.0
+                batches = iter(loader if loads else [fixed] * len(loader))
+                while True:
+                    asked = time.perf_counter()
+                    batch = next(batches, None)
+                    waited += time.perf_counter() - asked
+                    if batch is None:
+                        break
                     step(*batch)
-                seconds = (time.perf_counter() - begun) / len(loader)
+                whole = time.perf_counter() - begun
+                seconds = whole / len(loader), waited / len(loader)
                 found.setdefault((name, loads), []).append(seconds)
+    shortest = {key: min(times[1:]) for key, times in found.items()}
     return {
-        name: {"on one batch": min(found[name, False][1:]), "loaded": min(found[name, True][1:])}
+        name: {
+            "on one batch": shortest[name, False][0],
+            "loaded": shortest[name, True][0],
+            "waiting": shortest[name, True][1],
+        }
         for name in sides
     }
 

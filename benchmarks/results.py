@@ -208,9 +208,12 @@ def loading_tables(run: Run) -> list[str]:
             str(row["noise"]),
         ])  # fmt: skip
         before = row["title"]
-    steps = [["fully connected step, 1 thread", "on one batch", "on loaded batches"]]
+    steps = [["fully connected step, 1 thread", "on one batch", "on loaded batches",
+              "of it waiting for the loader"]]  # fmt: skip
     for name, times in run["steps"].items():
-        steps.append([name, short(times["on one batch"]), short(times["loaded"])])
+        waited = times.get("waiting")
+        waiting = "" if waited is None else f"{short(waited)}, {waited / times['loaded']:.1%}"
+        steps.append([name, short(times["on one batch"]), short(times["loaded"]), waiting])
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     found = [markdown(table) for table in (epochs, lives, steps) if len(table) > 1]
     lines = [f"Measured on {run['date']}, {run['machine']}; {versions}."]

@@ -1,7 +1,7 @@
 """How steps by XLA scale over devices and processes of one machine, and what 256 hosts would give.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --workloads gpt --steps 50
+    python benchmarks/scaling.py --workloads gpt --seconds 60
 
 Two processes with a core each meet on the loopback; with one core, one process is what they are
 compared with. 4 devices of one process share its cores, so they can only be slower than one: by how
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import subprocess
@@ -24,19 +25,28 @@ HOSTS = 256
 #: Of the network between hosts: seconds of a turn, and 10^9 bits a second.
 LATENCY, BANDWIDTHS = 20e-6, (1, 10, 100)
 DEVICES = (1, 2, 4)
+#: So many steps are timed at least, and at most.
+LEAST_STEPS, MOST_STEPS = 5, 1000
 
 
-def efficiency(seconds: float, sent: int, gigabits: float, hosts: int = HOSTS) -> float:
-    """The part of a step in which a host computes, if all sums go round in a ring, and then.
+def efficiency(
+    seconds: float, sent: int, exchanges: int, gigabits: float, hosts: int = HOSTS
+) -> float:
+    """The part of a step in which a host computes, if it computes and sends in turn.
+
+    The gradients, which are nearly all that is sent, go round in a ring; the other exchanges are
+    small, and go up and down a tree.
 
     Args:
         seconds: of a step of a host alone.
-        sent: bytes of what is summed over all hosts.
+        sent: bytes that hosts exchange.
+        exchanges: how often they do.
         gigabits: the network's 10^9 bits a second.
         hosts: how many there are.
     """
-    each = 2 * (hosts - 1) / hosts * sent / (gigabits / 8 * 1e9)
-    return seconds / (seconds + each + 2 * (hosts - 1) * LATENCY)
+    turns = 2 * (hosts - 1) + (exchanges - 1) * 2 * math.log2(hosts)
+    sending = 2 * (hosts - 1) / hosts * sent / (gigabits / 8 * 1e9)
+    return seconds / (seconds + sending + turns * LATENCY)
 
 
 def work(options: Any) -> None:
@@ -60,14 +70,15 @@ def work(options: Any) -> None:
         begun = time.perf_counter()
         step()
         times.append(time.perf_counter() - begun)
-    sent = sum(row.written for row in step.explain().between)
-    print(json.dumps({"seconds": min(times), "sent": sent}))
+    between = step.explain().between
+    sent = sum(row.written for row in between)
+    print(json.dumps({"seconds": min(times), "sent": sent, "exchanges": len(between)}))
 
 
 def measured(
     name: str, steps: int, *, processes: int = 1, devices: int = 1, examples: int, cores: list[int]
 ) -> dict[str, Any]:
-    """Seconds of a step, and bytes that each device sends in it.
+    """Seconds of a step, and how many bytes each device sends in it, how often.
 
     Args:
         name: of the workload.
@@ -95,15 +106,15 @@ def measured(
     if any(process.returncode for process in running):
         raise RuntimeError(f"{name} on {processes} processes of {devices} devices has failed")
     found = [json.loads(text.splitlines()[-1]) for text in said]
-    return {"seconds": max(x["seconds"] for x in found), "sent": found[0]["sent"]}
+    return found[0] | {"seconds": max(x["seconds"] for x in found)}
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--workloads", nargs="+", default=["alexnet", "gpt", "fully_connected"])
-    parser.add_argument("--steps", type=int, default=20, help="the quickest one counts")
-    for name in ("processes", "devices", "examples", "rank"):
+    parser.add_argument("--seconds", type=float, default=20, help="of steps, in each of six ways")
+    for name in ("steps", "processes", "devices", "examples", "rank"):
         parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, nargs="+", help=argparse.SUPPRESS)
@@ -114,7 +125,7 @@ def main() -> None:
         return
     from workloads import WORKLOADS
 
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    cores = (sorted(os.sched_getaffinity(0)) * 2)[:2]
     print(
         _head(
             "step",
@@ -129,14 +140,20 @@ def main() -> None:
         batch = WORKLOADS[name].examples
 
         def run(
-            examples: int, cores: list[int] = cores, name: str = name, **options_: int
+            examples: int,
+            cores: list[int] = cores,
+            name: str = name,
+            steps: int = LEAST_STEPS,
+            **options: int,
         ) -> dict[str, Any]:
-            return measured(name, options.steps, examples=examples, cores=cores, **options_)
+            return measured(name, steps, examples=examples, cores=cores, **options)
 
-        one = run(batch, cores[:1])
-        weak, strong = (run(n, processes=2) for n in (batch, batch // 2))
-        shared = [run(batch, devices=n) for n in DEVICES]
-        alone[name] = shared[0]["seconds"], weak["sent"]
+        steps = round(options.seconds / run(batch)["seconds"])
+        steps = min(max(steps, LEAST_STEPS), MOST_STEPS)
+        one = run(batch, cores[:1], steps=steps)
+        weak, strong = (run(n, steps=steps, processes=2) for n in (batch, batch // 2))
+        shared = [run(batch, steps=steps, devices=n) for n in DEVICES]
+        alone[name] = shared[0]["seconds"], weak["sent"], weak["exchanges"]
         cells = [
             _ms(one), f"{_ms(weak)}: {one['seconds'] / weak['seconds']:.0%} of twice the work",
             f"{_ms(strong)}: {one['seconds'] / strong['seconds']:.2f} times as fast",
@@ -145,9 +162,10 @@ def main() -> None:
         print(f"| {WORKLOADS[name].title} |", " | ".join(cells), "|", flush=True)
     print(f"\nOf {HOSTS} hosts:\n")
     print(_head("step", "alone", "exchanged", *(f"{x} Gb/s" for x in BANDWIDTHS)))
-    for name, (seconds, sent) in alone.items():
-        worth = [f"{HOSTS * efficiency(seconds, sent, x):.0f}" for x in BANDWIDTHS]
-        print(f"| {WORKLOADS[name].title} | {1e3 * seconds:.3g} ms | {sent / 1e6:.1f} MB |",
+    for name, (seconds, sent, often) in alone.items():
+        worth = [f"{HOSTS * efficiency(seconds, sent, often, x):.0f}" for x in BANDWIDTHS]
+        told = f"{sent / 1e6:.1f} MB, {often} exchanges"
+        print(f"| {WORKLOADS[name].title} | {1e3 * seconds:.3g} ms | {told} |",
               " | ".join(worth), "|")  # fmt: skip
 
 

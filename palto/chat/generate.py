@@ -98,6 +98,7 @@ class Reader:
         slot = self.new_slot()
         for count in (2, 1):  # programs for several tokens, and for one
             self.read(slot, [0] * count)
+        self._slot = None  # whoever comes first takes over the cells
 
     def _enter(self, slot: Slot) -> None:
         """Put a conversation's keys and values into the cache; nothing is copied."""
@@ -105,10 +106,10 @@ class Reader:
             return
         if self._slot is not None:
             self._slot.arrays = [cell.array() for cell in self.cells]
-        arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
-        for cell in self.cells:
-            # Zeros take memory only where something is written.
-            cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
+        if self._slot is not None or slot.arrays:
+            arrays, slot.arrays = slot.arrays, None  # the program writes where nobody else looks
+            for cell in self.cells:
+                cell.store(arrays.pop(0) if arrays else np.zeros(cell.shape, cell.dtype))
         self._slot = slot
 
 
@@ -195,7 +196,6 @@ class Answer(Iterator[str | Progress]):
 
     Attributes:
         text: all of it so far.
-        count: how many tokens it has.
         read: how many tokens of the prompt had to be read.
         seconds: what reading and writing have taken, without waiting for others.
         reason: why it has ended: "stop" (the model, or a text in `options.stop`), "length" (no
@@ -220,9 +220,15 @@ class Answer(Iterator[str | Progress]):
                 break
             same += 1
         del slot.tokens[same:]
-        self.text, self.count, self.read = "", 0, len(prompt) - same
+        self._tokens: list[int] = []
+        self.text, self.read = "", len(prompt) - same
         self.seconds = {"reading": 0.0, "writing": 0.0}
         self.reason: Literal["stop", "length"] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens it has so far."""
+        return len(self._tokens)
 
     def __next__(self) -> str | Progress:
         if self.reason is not None:
@@ -247,10 +253,10 @@ class Answer(Iterator[str | Progress]):
 
     def _write(self) -> str:
         assert self._logits is not None
-        token = self._sampler(self._logits, self._slot.tokens)
+        token = self._sampler(self._logits, self._tokens)
         if token in self._tokenizer.ends:
             return self._end("stop")
-        self.count += 1
+        self._tokens.append(token)
         text = self._stops.add(self._stream.add(token))
         if self._stops.found:
             self.reason = "stop"

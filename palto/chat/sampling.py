@@ -12,7 +12,7 @@ import numpy as np
 class Sampling:
     """How the next token is drawn. Each limit applies to what the one before has left."""
 
-    temperature: float = 0.7
+    temperature: float = 0.2
     """Above 1 bolder, below 1 more careful, 0: always the likeliest token."""
     top_k: int = 40
     """Only so many of the likeliest tokens; 0: all."""
@@ -20,8 +20,8 @@ class Sampling:
     """Only the likeliest tokens that together have this probability."""
     min_p: float = 0.0
     """Only tokens with at least this part of the likeliest one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that have been there become less likely."""
+    repetition_penalty: float = 1.1
+    """Above 1, tokens that the answer has had already become less likely; 1: not so."""
     seed: int | None = None
     """The same seed gives the same answer; by default each answer is another."""
 
@@ -56,7 +56,7 @@ class Sampler:
 
         Args:
             logits: of all tokens, float32 (vocabulary,).
-            before: the tokens so far, for the repetition penalty.
+            before: the answer so far, for the repetition penalty.
 
         Raises:
             ValueError: the logits are no numbers: the model is broken.
@@ -94,7 +94,7 @@ def distribution(
     Args:
         logits: of all tokens, float32 (vocabulary,).
         options: limits and temperature, which is not 0.
-        before: the tokens so far.
+        before: the answer so far.
 
     Returns:
         Tokens, int64 (count,), and probabilities, float64 (count,), whose sum is 1.

@@ -212,8 +212,8 @@ _CUTS: dict[str, tuple[str | None, bool]] = {
 }
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF files
 #: The types of what a GGUF file says of its tokenizer; lists of numbers are arrays.
-_TYPES: dict[str, type] = {
-    "model": str, "pre": str, "tokens": list, "merges": list, "token_type": np.ndarray,
+_TYPES: dict[str, Any] = {
+    "model": str, "pre": str, "merges": list, "token_type": np.ndarray | tuple,
     "scores": np.ndarray, "unknown_token_id": int,
 }  # fmt: skip
 _LONGEST_PIECE = 1000  # characters; all cuts of a piece are looked at

@@ -62,7 +62,10 @@ class Chat(Options, web.ServerOptions):
     question: Positional[tuple[str, ...]] = ()
     """What to ask; without it, a conversation begins."""
     model: Path | None = None
-    """A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors."""
+    """A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; chat is that
+    which palto train chat has made, and comes with Palto."""
+    adapter: Path | None = None
+    """A folder of `palto tune chat`: what the model has learned besides."""
     system: str | None = None
     """What the model is told to be."""
     context: int | None = None
@@ -86,7 +89,7 @@ class Chat(Options, web.ServerOptions):
         options.check()
         if self.web and self.question:
             raise ValueError("--web opens a page, where questions are asked: leave this one out")
-        found = models.load(self.model)
+        found = models.load(self.model, self.adapter)
         context = min(CONTEXT, found.context) if self.context is None else self.context
         reader = Reader(found, context)
         if self.web:
@@ -108,6 +111,7 @@ class Chat(Options, web.ServerOptions):
         require("starlette", "web", "palto chat --web")
         from palto.chat import server
 
+        aside("getting ready ...")
         app = server.application(
             found, reader, options, system=self.system, slots=self.slots, queue=self.queue
         )
@@ -174,6 +178,8 @@ class Talk:
         with _ctrl_c() as pressed:
             self._await_programs()
             progress = _Progress()
+            if not self._reader.program_count:
+                progress.say("getting ready ...")
             for piece in answer:
                 if isinstance(piece, Progress):
                     progress.show(piece)
@@ -200,8 +206,11 @@ class Talk:
 
     def _await_programs(self) -> None:
         if self._warm_up is not None:
-            with _saying("getting ready ...", self._warm_up.is_alive()):
-                self._warm_up.join()
+            progress = _Progress()
+            if self._warm_up.is_alive():
+                progress.say("getting ready ...")
+            self._warm_up.join()
+            progress.clear()
             self._warm_up = None
 
     # A conversation
@@ -361,7 +370,7 @@ def _named(path: str, command: str) -> str:
 
 
 class _Progress:
-    """Says how far a long prompt has been read, where somebody looks on."""
+    """Says what goes on before an answer comes, where somebody looks on."""
 
     def __init__(self) -> None:
         self._is_there = False
@@ -370,9 +379,13 @@ class _Progress:
     def show(self, progress: Progress) -> None:
         """Another part has been read."""
         slow = time.monotonic() - self._begun > 1
-        if slow and progress.done < progress.total and sys.stderr.isatty():
-            text = f"\rreading: {progress.done:,} of {progress.total:,} tokens"
-            print(text, end="", file=sys.stderr, flush=True)
+        if slow and progress.done < progress.total:
+            self.say(f"reading: {progress.done:,} of {progress.total:,} tokens")
+
+    def say(self, text: str) -> None:
+        """Show a text for the time being."""
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
             self._is_there = True
 
     def clear(self) -> None:
@@ -380,17 +393,6 @@ class _Progress:
         if self._is_there:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
             self._is_there = False
-
-
-@contextlib.contextmanager
-def _saying(text: str, is_needed: bool) -> Iterator[None]:
-    """Show a text meanwhile, where somebody looks on."""
-    is_needed = is_needed and sys.stderr.isatty()
-    if is_needed:
-        print(text, end="", file=sys.stderr, flush=True)
-    yield
-    if is_needed:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class Command(Plan):
         record = dialogue.save_model(training, tests, " ".join(["palto", *sys.argv[1:]]))
         draw_rounds(self.out / FIGURE, training.rounds)
         console.print(_table(record["tests"]))
-        console.print(f"talk to it: palto chat --model {self.out}")
+        console.print(f"talk to it: palto chat --model {self.out}", soft_wrap=True)
         return 0
 
 

@@ -9,7 +9,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -48,8 +48,20 @@ class _Entry:
     program: Runnable
     #: For which run-time sizes it is the right one, if it has some.
     general: General | None = None
-    #: What calls of plain arrays look like for which it is; see `_form`.
-    form: Any = None
+    #: Calls of plain arrays for which it is: whether gradients are on, then the shape and dtype of
+    #: each.
+    form: list[Any] | None = None
+    #: The cells that backprop reaches; which of the tensors returned would require a gradient;
+    #: whether one tensor alone is returned.
+    graded: tuple[Cell, ...] = field(init=False)
+    severed: list[int] = field(init=False)
+    is_single: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        recording = self.recording
+        self.graded = tuple(cell for cell, _ in recording.grads)
+        self.severed = [place for place, severed in enumerate(recording.severed) if severed]
+        self.is_single = recording.tree == LEAF and recording.returned[0] is VALUE
 
     def changed(self) -> str | None:
         fact = self.guards.changed()
@@ -124,12 +136,20 @@ class CompiledFunction:
             return self._function(*args, **kwargs)  # part of the program around it
         found = None if kwargs else self._known(args)
         entry, arrays, sizes = found or self._prepare(args, kwargs)
-        recording = entry.recording
-        for cell, _ in recording.grads:
+        old = [cell for cell in entry.graded if cell._grad is not None]
+        for cell in old:
             if cell.grad_is_pending:
                 self._refuse_waiting(cell)
         returned, grads = entry.program.run(arrays, sizes)
-        return self._deliver(recording, returned, grads)
+        if self._keep_grad:
+            for (cell, pending), grad in zip(entry.recording.grads, grads, strict=True):
+                cell.set_grad(grad, pending=pending)
+        else:
+            for cell in old:
+                cell.set_grad(None, pending=False)
+        for place in entry.severed:
+            returned[place].requires_grad, returned[place].severed = True, self._severed
+        return returned[0] if entry.is_single else _delivered(entry.recording, returned)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Say what the program does, step by step, and how long each step takes.
@@ -223,6 +243,7 @@ class CompiledFunction:
     def _known(self, args: tuple[Any, ...]) -> tuple[_Entry, list[Array], dict[str, int]] | None:
         """What `_prepare` gives, found in less time for plain arrays that have come before."""
         arrays: list[Array] = []
+        form: list[Any] = [is_grad_enabled()]
         for value in args:
             kind = type(value)
             if kind is Tensor and not value.requires_grad and value._value is not None:
@@ -232,10 +253,11 @@ class CompiledFunction:
             if not value.flags.c_contiguous:
                 return None
             arrays.append(value)
-        form, entry = _form(arrays), self._latest
+            form.append((value.shape, value.dtype))
+        entry = self._latest
         if entry is not None and entry.form == form and entry.changed() is None:
             return entry, arrays, {}  # looked up by its hash, it would take twice as long
-        for entry in self._plain.get(form, ()):
+        for entry in self._plain.get(tuple(form), ()):
             if entry.changed() is None:
                 self._latest = entry
                 return entry, arrays, {}
@@ -269,8 +291,8 @@ class CompiledFunction:
             entries = self._entries.setdefault(key, [])
             entries.append(entry)
             if not declared and tree == _flat_tree(len(leaves)) and None not in shapes:
-                entry.form = _form([x for x in arrays if x is not None])
-                self._plain[entry.form] = entries
+                entry.form = [*key[1:]]
+                self._plain[key[1:]] = entries
             if self.program_count == USUAL_PROGRAMS + 1:
                 self._warn()
             return entry
@@ -363,24 +385,6 @@ class CompiledFunction:
             "inside one compiled function"
         )
 
-    def _deliver(self, recording: Recording, tensors: list[Tensor], grads: list[Tensor]) -> Any:
-        if self._keep_grad:
-            for (cell, pending), grad in zip(recording.grads, grads, strict=True):
-                cell.set_grad(grad, pending=pending)
-        else:
-            for cell, _ in recording.grads:
-                if cell._grad is not None:
-                    cell.set_grad(None, pending=False)
-        if True in recording.severed:
-            for tensor, severed in zip(tensors, recording.severed, strict=True):
-                if severed:
-                    tensor.requires_grad, tensor.severed = True, self._severed
-        if recording.tree == LEAF and recording.returned[0] is VALUE:
-            return tensors[0]
-        ready = iter(tensors)
-        filled = [next(ready) if leaf is VALUE else leaf for leaf in recording.returned]
-        return rebuild(recording.tree, filled)
-
     def _warn(self) -> None:
         reason = self._last_change or "its arguments keep changing in shape, dtype or value"
         warnings.warn(
@@ -403,9 +407,10 @@ class _Method(functools.partial):
         return found
 
 
-def _form(arrays: Sequence[Array]) -> Any:
-    """What a call with these plain arguments looks like."""
-    return (is_grad_enabled(), *[(x.shape, x.dtype) for x in arrays])
+def _delivered(recording: Recording, tensors: Sequence[Tensor]) -> Any:
+    ready = iter(tensors)
+    filled = [next(ready) if leaf is VALUE else leaf for leaf in recording.returned]
+    return rebuild(recording.tree, filled)
 
 
 def _flat_tree(count: int) -> Tree:

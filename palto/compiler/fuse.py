@@ -113,8 +113,9 @@ class Fuser:
             self._settle([check.tensor], early=True)
             self._append(check, early=True)
             self._note(check, self._reads(check.tensor, self._whole(check.tensor)))
+        placed = early_ones | kept
         for operation in graph.operations:
-            if operation.sequence not in early_ones | kept:
+            if operation.sequence not in placed:
                 self._place(operation, early=False)
 
     def is_stored(self, tensor: Tensor) -> bool:
@@ -251,7 +252,7 @@ class Fuser:
         return ()
 
     def _is_converted(self, tensor: Tensor) -> bool:
-        """Whether it is what lies in memory in another dtype, which is as soon converted as read."""
+        """Whether it lies in memory in another dtype, which is converted as soon as read."""
         x = read_through(tensor, self._whole(tensor), self.is_stored).tensor
         operation = x.operation if not self.is_stored(x) else None
         if operation is None or operation.primitive.name != "cast":

@@ -83,6 +83,8 @@ class Guards:
             self._collected = set(self._names)
             self._walk(function, statics)
             if self._strict:
+                #: Taken apart, as they are looked at before every call.
+                self._reads = [(fact.read, fact.expected, fact) for fact in self._quick]
                 return
             self._strict = self._collected == self._names
             self._names = self._collected
@@ -103,8 +105,8 @@ class Guards:
 
     def changed(self) -> Fact | None:
         """The first value that is no longer what it was."""
-        for fact in self._quick:
-            if fact.read() is not fact.expected and not fact.holds():
+        for read, expected, fact in self._reads:
+            if read() is not expected and not fact.holds():
                 return fact
         if self._count != graph.mutation_count:
             count = graph.mutation_count

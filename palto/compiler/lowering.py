@@ -315,7 +315,7 @@ class Lowering:
         for buffer in (*reads, *writes):
             buffer.used(nest.position)
             buffer.used(end)
-        step = Step(nest, kernel, reads, writes, _work(nest), body=body)
+        step = Step(nest, kernel, reads, writes, _work(nest, self.is_stored), body=body)
         step.writes_cells = any(b.role in ("cell", "input") for b in writes)
         return step
 
@@ -418,7 +418,7 @@ def _is_native(nest: Nest) -> bool:
     return not (isinstance(nest, Single) and nest.kind in ("library", "scan"))
 
 
-def _work(nest: Nest) -> int:
+def _work(nest: Nest, is_stored: Callable[[Tensor], bool]) -> int:
     if isinstance(nest, Group):
         work = int(math.prod(nest.shape)) * (len(nest.members) + len(nest.reads))
         if nest.product is not None:
@@ -430,5 +430,22 @@ def _work(nest: Nest) -> int:
     operation = nest.operation
     if nest.kind == "reduce":
         places = operation.output().size * math.prod(v.length for v in nest.reduced)
-        return int(places)
+        return int(places) * max(_inner(x, is_stored) for x in operation.inputs)
     return max(int(x.size) for x in (*operation.inputs, operation.output()))
+
+
+def _inner(x: Tensor, is_stored: Callable[[Tensor], bool]) -> int:
+    """How many elements the sums inside the expression of an element are of."""
+    found: dict[int, int] = {}
+
+    def visit(x: Tensor) -> int:
+        operation = x.operation
+        if is_stored(x) or operation is None:
+            return 1
+        if id(x) not in found:
+            found[id(x)] = max((visit(y) for y in operation.inputs), default=1)
+            if operation.primitive.name == "sum":
+                found[id(x)] *= int(math.prod(nests.reduced_shape(operation)))
+        return found[id(x)]
+
+    return visit(x)

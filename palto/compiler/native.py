@@ -186,11 +186,13 @@ class Native(Lowering):
         """
         if self._fill is None:
             return None
-        outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes(sizes)]
+        shapes = self._shapes(sizes) if sizes else self._fixed
+        outputs = [np.empty(shape, dtype) for shape, dtype in shapes]
         if not self._fill((*arguments, *outputs)):
             return None
-        for slot, name in enumerate(self._sizes, SIZES):
-            self._pointers[slot] = sizes[name]
+        if sizes:
+            for slot, name in enumerate(self._sizes, SIZES):
+                self._pointers[slot] = sizes[name]
         threads = team.thread_count()
         if self._state != state and self.kept:
             self._run_kept(threads, state)

@@ -72,8 +72,10 @@ class Program(Runnable):
         """See `Runnable`; arguments are dense."""
         recording = self._recording
         with running:
-            if recording.writes:
-                self._note_change()
+            if self._looked != graph.keeping_count:
+                self._look()
+            if self._changes_watched:
+                graph.note_change()
             state = graph.change_count
             outputs = self.native.call(arguments, sizes, state)
             if outputs is None:
@@ -82,9 +84,10 @@ class Program(Runnable):
                 inputs = [*arguments, *[cell._leaf.array() for cell in self._reads]]
                 targets = [cell._leaf.array() for cell in recording.writes]
                 outputs = self.native.run(inputs, targets, sizes, state)
-        checks = len(recording.checks)
         tensors = [Tensor(value.shape, value.dtype, value) for value in outputs]
-        return tensors[: self._returned], tensors[self._returned + checks :]
+        if len(tensors) == self._returned:
+            return tensors, []
+        return tensors[: self._returned], tensors[self._returned + len(recording.checks) :]
 
     def explain(
         self, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
@@ -92,13 +95,10 @@ class Program(Runnable):
         """See `Runnable`."""
         return explain(self, arguments, name, sizes)
 
-    def _note_change(self) -> None:
-        """Say so if cells change of which programs keep what they have computed."""
-        if self._looked != graph.keeping_count:
-            self._looked = graph.keeping_count
-            self._changes_watched = any(cell.is_watched for cell in self._recording.writes)
-        if self._changes_watched:
-            graph.note_change()
+    def _look(self) -> None:
+        """See whether it changes cells of which programs keep what they have computed."""
+        self._looked = graph.keeping_count
+        self._changes_watched = any(cell.is_watched for cell in self._recording.writes)
 
     def profile(
         self,

@@ -8,6 +8,7 @@ differ in is the bits of a code and how scales and minima are themselves stored.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,6 +22,10 @@ from palto.tensor.dtypes import Array
 
 #: So many rows of a weight lie side by side, so that the sums of neighbouring rows fill vectors.
 ROWS = 32
+#: So many groups of rows are taken apart together.
+_TOGETHER = 64
+#: Bytes of a line of a cache, and of memory that weights share.
+_LINE, _POOLED = 64, 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,31 +172,19 @@ class QuantizedWeight(Module):
         self.kind = kind
         self.in_features = in_features
         self.out_features = len(raw)
-        parts = found.read(np.ascontiguousarray(raw).reshape(-1, found.bytes))
-        codes = self._grouped(parts.pop("codes"), in_features // found.block, found.block)
-        if found.bits == 8:
-            self.codes, self.high = Buffer(codes), None
-        else:
-            low, high = _packed(codes, found.bits)
-            self.codes, self.high = Buffer(low), None if high is None else Buffer(high)
-        count = in_features // found.weights
-        self.scales = Buffer(self._grouped(parts["scales"], count))
-        self.minima = self._buffer(parts, "minima", count)
-        self.factors = self._buffer(parts, "factors", count, found.weights // found.block)
-        self.minimum_factors = self._buffer(
-            parts, "minimum_factors", count, found.weights // found.block
+        arrays: dict[str, Array] = {}
+        groups = -(-len(raw) // ROWS)
+        for start in range(0, groups, _TOGETHER):
+            rows = raw[start * ROWS : (start + _TOGETHER) * ROWS]
+            for name, part in _parts(found, rows).items():
+                if name not in arrays:
+                    arrays[name] = _pool.empty((groups, *part.shape[1:]), part.dtype)
+                arrays[name][start : start + len(part)] = part
+        self.codes, self.scales = _buffer(arrays["codes"]), _buffer(arrays["scales"])
+        self.high, self.factors, self.minima, self.minimum_factors = (
+            _buffer(arrays[name]) if name in arrays else None
+            for name in ("high", "factors", "minima", "minimum_factors")
         )
-
-    def _buffer(self, parts: dict[str, Array], name: str, *lengths: int) -> Buffer | None:
-        return Buffer(self._grouped(parts[name], *lengths)) if name in parts else None
-
-    def _grouped(self, values: Array, *lengths: int) -> Array:
-        """(groups, *lengths, 32) of what is stored row by row; rows that are missing are zero."""
-        rows = values.reshape(self.out_features, -1)
-        missing = -self.out_features % ROWS
-        rows = np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])
-        return np.ascontiguousarray(rows.reshape(-1, ROWS, *lengths)
-                                    .transpose(0, *range(2, 2 + len(lengths)), 1))  # fmt: skip
 
     def dequantize(self) -> Array:
         """The matrix in float32, (out_features, in_features)."""
@@ -329,18 +322,66 @@ class QuantizedWeight(Module):
         return f"{self.kind}, {self.in_features}, {self.out_features}"
 
 
-def _packed(codes: Array, bits: int) -> tuple[Array, Array | None]:
+def _parts(kind: Kind, raw: Array) -> dict[str, Array]:
+    """What some rows of a file are made of, by the names that `QuantizedWeight` has for it."""
+    per_block = kind.weights // kind.block
+    parts = kind.read(np.ascontiguousarray(raw).reshape(-1, kind.bytes))
+    count = raw.shape[1] // kind.bytes
+    found = {}
+    for name, values in parts.items():
+        lengths = {
+            "codes": (count * per_block, kind.block), "scales": (count,), "minima": (count,),
+        }.get(name, (count, per_block))  # fmt: skip
+        rows = values.reshape(len(raw), -1)
+        missing = np.zeros((-len(raw) % ROWS, rows.shape[1]), rows.dtype)
+        grouped = np.concatenate([rows, missing]).reshape(-1, ROWS, *lengths)
+        found[name] = np.moveaxis(grouped, 1, -1)
+    if kind.bits < 8:
+        found.update(_packed(found["codes"], kind.bits))
+    return found
+
+
+def _packed(codes: Array, bits: int) -> dict[str, Array]:
     """Codes (groups, blocks, block, rows) as bytes of two, and bytes of the bits above four."""
     groups, blocks, block, rows = codes.shape
     first, second = codes[:, :, : block // 2], codes[:, :, block // 2 :]
     low = first & 15 | second << 4
     if bits == 4:
-        return low, None
+        return {"codes": low}
     # A byte has the bits of neighbours of the first half, and above them those of the second.
     extra = bits - 4
     high = (first >> 4 | second >> 4 << 4).reshape(groups, blocks, -1, 4 // extra, rows)
     steps = (np.arange(4 // extra, dtype=np.uint8) * extra)[:, None]
-    return low, np.bitwise_or.reduce(high << steps, axis=3)
+    return {"codes": low, "high": np.bitwise_or.reduce(high << steps, axis=3)}
+
+
+class _Pool:
+    """Memory for weights one after the other: for large arrays NumPy asks for large pages.
+
+    With small pages, reading all weights once takes half as long again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: dtypes.DType) -> Array:
+        """An array, whose memory is freed with the last of its neighbours."""
+        length = math.prod(shape) * dtype.itemsize
+        size = -(-length // _LINE) * _LINE
+        with self._lock:
+            if size > len(self._rest):
+                block = np.empty(max(size, _POOLED) + _LINE, np.uint8)
+                self._rest = block[-block.ctypes.data % _LINE :]
+            place, self._rest = self._rest[:length], self._rest[size:]
+        return place.view(dtype).reshape(shape)
+
+
+_pool = _Pool()
+
+
+def _buffer(values: Array) -> Buffer:
+    return Buffer(F.asarray(values, copy=False))
 
 
 class QuantizedLinear(Module):

@@ -39,7 +39,7 @@ from palto.chat.models import ChatModel
 from palto.data import Dialogues, Turn
 from palto.extras import require
 from palto.formats.whole import write_whole
-from palto.train import RoundTraining, Watch, load_weights, save_weights
+from palto.train import RoundTraining, TrainingStopped, Watch, load_weights, save_weights
 
 # --- Text and tokens -----------------------------------------------------------------------------
 
@@ -317,6 +317,7 @@ class Learning(RoundTraining[Any, Round]):
 
         Raises:
             KeyboardInterrupt: somebody has asked to stop; all steps are kept.
+            TrainingStopped: a gradient is not finite.
         """
         plan = self.plan
         done, total, before = 0, plan.steps, 0.0
@@ -332,7 +333,13 @@ class Learning(RoundTraining[Any, Round]):
                 for group in self.optimizer.groups:
                     group.lr = self._rate(done, total)
                 begun = time.perf_counter()
-                losses.append(float(self.step(*self.batches.batch(done))) / math.log(2))
+                try:
+                    loss = float(self.step(*self.batches.batch(done)))
+                except FloatingPointError as error:
+                    raise TrainingStopped(
+                        f"step {done + 1}: {error}; go on with a lower --lr in another folder"
+                    ) from error
+                losses.append(loss / math.log(2))
                 times.append(time.perf_counter() - begun)
                 done += 1
                 if not total and stopped():
@@ -340,12 +347,13 @@ class Learning(RoundTraining[Any, Round]):
                 if not total and len(times) == self.TIMED.stop:
                     seconds = float(np.mean(times[self.TIMED]))
                     total = max(round(60 * plan.minutes / seconds), self.WARMUP)
-                speed = plan.batch_size * plan.context / float(np.mean(times[-30:]))
-                remark = f"loss {np.mean(losses[-30:]):.2f}, {speed:,.0f} tokens/s"
-                watch("learning", done / total if total else 0.0, remark)
-                if not total or not (
-                    stopped() or done == total or done % max(total // ROUNDS, ROUND_STEPS) == 0
-                ):
+                is_whole = done == total or (
+                    total and done % max(total // ROUNDS, ROUND_STEPS) == 0
+                )
+                if not is_whole and not stopped():
+                    speed = plan.batch_size * plan.context / float(np.mean(times[-30:]))
+                    remark = f"loss {np.mean(losses[-30:]):.2f}, {speed:,.0f} tokens/s"
+                    watch("learning", done / total if total else 0.0, remark)
                     continue
                 bits = None if stopped() else round(self.validate(), 4)
                 one = Round(done, total, round(float(np.mean(losses)), 4), bits,

@@ -103,7 +103,7 @@ def loading_run(seconds=1e-5):
             "Palto": {"seconds": seconds, "workers": 0}, "PyTorch": {"seconds": 4e-4, "workers": 1},
         }}],
         "lives": [{**life, "side": "Palto"}, {**life, "side": "PyTorch", "left": 2, "noise": 9}],
-        "steps": {"float32": {"on one batch": 3e-4, "loaded": 3.1e-4}},
+        "steps": {"float32": {"on one batch": 3e-4, "loaded": 3.1e-4, "waiting": 1e-5}},
     }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_a_run_of_the_loaders_has_its_own_place(docs):
     assert "| bytes | 20.0 us, 0 workers | 400.0 us, 1 workers | 20.0 |" in lines
     assert "| photos | Palto | 2 | 50.0 ms | 7 MB | 2.0 ms | 100.0 ms | 0 |" in lines
     assert "|  | PyTorch | 2 | 50.0 ms | 7 MB | 2.0 ms, 2 left | 100.0 ms | 9 |" in lines
-    assert "| float32 | 300.0 us | 310.0 us |" in lines
+    assert "| float32 | 300.0 us | 310.0 us | 10.0 us, 3.2% |" in lines
     assert "Measured on 2026-05-06, a processor; Palto 1.0." in lines
     assert any(line.startswith("| GPT") for line in lines)
     assert lines[-1] == "the end"

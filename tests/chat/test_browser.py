@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-pytest.importorskip("starlette", reason="the extra `web` is not installed")
-pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
-api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-
 from palto import web
 from palto.chat import server as chat
 from palto.chat.generate import Answer, Options, Reader, fit
 from palto.chat.models import ChatModel
+
+pytest.importorskip("starlette", reason="the extra `web` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
+api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(

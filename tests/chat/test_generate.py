@@ -73,7 +73,8 @@ def answer(found, reader, slot, prompt, **options):
 
 def test_an_answer_is_the_likeliest_text(found, reader):
     prompt = some_tokens(10, found)
-    made, pieces = answer(found, reader, reader.new_slot(), prompt, max_tokens=12)
+    slot, options = reader.new_slot(), {"max_tokens": 12, "repetition_penalty": 1.0}
+    made, pieces = answer(found, reader, slot, prompt, **options)
     tokens = list(prompt)
     for _ in range(12):
         token = int(whole(found, tokens).argmax())
@@ -199,3 +200,14 @@ def test_contexts(found):
 def test_options_that_make_no_sense(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Options(**options).check()
+
+
+def test_programs_are_made_while_a_conversation_waits(found, reader):
+    tokens = some_tokens(30, found)
+    slots = [reader.new_slot(), reader.new_slot()]
+    for slot in slots:
+        reader.read(slot, tokens[:20])
+    reader.warm_up()
+    for slot in slots:
+        got = reader.read(slot, tokens[20:])
+        np.testing.assert_allclose(got, whole(found, tokens), atol=1e-4)

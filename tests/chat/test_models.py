@@ -69,7 +69,7 @@ def test_a_folder_computes_as_pytorch(tiny, folder, formula):
 
 def test_a_gguf_file_computes_as_pytorch(tiny, file, formula):
     found = models.load(file)
-    assert found.name == "Tiny"
+    assert found.name == "tiny"
     assert found.context == 256
     np.testing.assert_allclose(logits(found.model), formula(tiny), atol=2e-5)
 

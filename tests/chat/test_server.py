@@ -99,7 +99,9 @@ def test_an_answer_in_pieces(server, found, reader):
 
 
 def test_many_at_once_get_each_the_own_answer(server, found, reader):
-    questions = [said(f"{word} {number}") for word in ("Hello", "Paris", "été") for number in (1, 2)]
+    questions = [
+        said(f"{word} {number}") for word in ("Hello", "Paris", "été") for number in (1, 2)
+    ]
     questions += [said("and you?", f"Hello {number}", "fine") for number in range(4)]
     wanted = [alone(found, reader, turns).text for turns in questions]
     assert len(set(wanted)) == len(wanted)  # so a swapped answer would show
@@ -200,7 +202,7 @@ def test_other_kinds_and_ways(server):
     assert ask(server, None, method="GET")[0] == 405
     assert ask(server, None, "/nothing", "GET")[0] == 404
     status, text = ask(server, None, "/v1/models", "GET")
-    assert (status, json.loads(text)["data"][0]["id"]) == (200, "Tiny")
+    assert (status, json.loads(text)["data"][0]["id"]) == (200, "tiny")
     assert '<label for="message">' in ask(server, None, "/", "GET")[1]
 
 
@@ -218,8 +220,8 @@ def until(condition):
 def test_clients_that_leave_make_room(server):
     body = json.dumps({"messages": HI, "stream": True, "max_tokens": 150, "temperature": 2.0})
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     for part in (body, body[:20], ""):
         for _ in range(6):

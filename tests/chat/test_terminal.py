@@ -269,7 +269,7 @@ def controlling(slave):
 def test_at_a_terminal(file, tmp_path):
     words = ("--temperature", "2", "--top-k", "0", "--top-p", "1", "--max-tokens", "150")
     with Terminal(file, *words, "--seed", "1") as terminal:
-        assert "Tiny, 200 tokens of context" in terminal.until("> ")
+        assert "tiny, 200 tokens of context" in terminal.until("> ")
         terminal.type("Hello\n")
         terminal.until("> ")
         terminal.type('"""two\nlines"""\n')

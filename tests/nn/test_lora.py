@@ -94,6 +94,26 @@ def test_another_model_s_adapter_is_refused_and_nothing_changed():
     assert not nn.lora.adapters(other)
 
 
+def test_beside_a_quantised_layer():
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(256, size=(5, 2 * 34), dtype=np.uint8)
+    blocks[:, :2] = blocks[:, 34:36] = np.array([0.01], np.float16).view(np.uint8)
+    base = nn.QuantizedLinear.from_blocks("Q8_0", blocks, 64)
+    layer = nn.lora.LoRA(base, rank=2, alpha=2.0)
+    nn.init.normal_(layer.lora_B.weight)
+    x = palto.asarray(rng.normal(size=(3, 64)).astype(np.float32))
+
+    def loss(x):
+        return palto.sum(layer(x) ** 2)
+
+    W = base.dequantize() + layer.lora_B.weight.numpy() @ layer.lora_A.weight.numpy()
+    y = x.numpy() @ W.T
+    np.testing.assert_allclose(layer(x).numpy(), y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(palto.grad(loss)(x).numpy(), 2 * y @ W, rtol=1e-3, atol=1e-3)
+    with pytest.raises(TypeError, match="keeps its weight quantised"):
+        nn.lora.merge(nn.Sequential(layer))
+
+
 def test_what_cannot_be_adapted_is_said():
     with pytest.raises(ValueError, match="no layer named nothing"):
         nn.lora.adapt(small(), targets=("nothing",))

@@ -64,9 +64,13 @@ def assert_same_state(optimizer, other, rtol=0.0):
         np.testing.assert_allclose(cell.numpy(), wanted.numpy(), rtol=rtol, atol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", NOISE)
+@pytest.mark.parametrize(
+    ("executor", "dtype"),
+    [("native", "float64"), ("native", "float32"), ("xla", "float64")],
+    indirect=["executor"],
+)
 @pytest.mark.parametrize("name", STEPS)
-def test_ten_compiled_steps_are_the_eager_ones(name, dtype):
+def test_ten_compiled_steps_are_the_eager_ones(name, dtype, executor):
     case = Case(dtype)
     make, between = STEPS[name]
     eager, compiled = case.network(), case.network()

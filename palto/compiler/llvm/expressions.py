@@ -55,6 +55,8 @@ class Expressions:
         self.known: dict[int, tuple[Index, Element]] = {}
         self.round = 0
         self.guard: Value | None = None
+        #: So many bytes on, a buffer is fetched that is read here, if it has at least so many.
+        self.ahead = self.ahead_from = 0
         self._stored = stored
         self._written = written
         self.buffers: dict[Buffer, str] = {}
@@ -366,6 +368,10 @@ class Expressions:
                 base = f.intrinsic("llvm.smin", base, f.constant(buffer.length, "i64"))
                 guard = None
             if guard is None:
+                size = size_of(kind)
+                if self.ahead and buffer.length * size >= self.ahead_from:
+                    further = f.constant(self.ahead // size, "i64")
+                    f.prefetch(pointer, f.binary("add", base, further), kind)
                 return f.load(pointer, base, kind, self.lanes, changes=changes)
             return f.masked_load(pointer, base, kind, f.broadcast(guard, self.lanes))
         result = Value("poison", kind, self.lanes)

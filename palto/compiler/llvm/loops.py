@@ -34,6 +34,9 @@ _ENOUGH = 64
 _UNROLL = 4
 #: The places of a window that are written out one after the other.
 _WINDOW = 9
+#: A reduction that walks through memory once has so many bytes fetched ahead, beyond the page,
+#: where processors' own prefetching ends; not of what the nearest cache holds.
+_STREAMED, _BEYOND_NEAREST = 4096, 2**14
 #: What a division of each lane's own index counts, in divisions of an index that lanes share.
 _DIVIDED_LANES = 1000
 
@@ -612,6 +615,8 @@ class Emitter:
         *lengths, last = shape
         unroll = min(_UNROLL, max(int(last) // lanes, 1))
         block = lanes * unroll
+        if not lengthwise and int(last) <= block:
+            e.ahead, e.ahead_from = _STREAMED, _BEYOND_NEAREST
         taken = len(lengths) if lengthwise else self._outer(lengths)
         variables = (
             Variable("unit", math.prod(lengths[:taken])),

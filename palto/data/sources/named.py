@@ -114,7 +114,7 @@ SOURCES = {
         ),
         Source(
             name="chitchat",
-            what="4,018 conversations of two people in English",
+            what="4,017 conversations of two people in English",
             size="8 MB",
             licence="MIT",
             origin="BYU's PCC Lab; the Python package chitchat-dataset",
