@@ -302,6 +302,11 @@ KINDS: dict[str, Callable[[Path], Exported]] = {
 }
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether it is the folder of a training."""
+    return any((folder / name).is_file() for name in KINDS)
+
+
 def exported(folder: Path) -> Exported:
     """What a folder of any kind of training holds.
 

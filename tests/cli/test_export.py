@@ -185,6 +185,7 @@ def test_the_echo_canceller_that_comes_with_palto(tmp_path, capsys, monkeypatch)
     assert "CC-BY-SA-3.0" in card and "| double talk, ERLE in dB |" in card
 
     # The same step in a call: any number of frames at a time, the state handed on.
+    (tmp_path / "echo").mkdir()  # as --to folder makes it, is in nobody's way
     status, said = palto(capsys, "export", "echo")
     assert status == 0, said.err
     session = onnxruntime.InferenceSession("echo.onnx", providers=["CPUExecutionProvider"])
