@@ -203,3 +203,6 @@ def test_the_echo_canceller_that_comes_with_palto(tmp_path, capsys, monkeypatch)
 def test_what_has_not_been_trained_is_not_exported(tmp_path, capsys):
     status, said = palto(capsys, "export", tmp_path)
     assert status == 2 and "holds no trained model" in said.err
+    (tmp_path / "tokenizer.json").write_text("{}")
+    status, said = palto(capsys, "export", tmp_path)
+    assert status == 2 and "Hugging Face's form" in said.err
