@@ -66,8 +66,6 @@ class Assembly:
         self._load("profile", "ptr", PROFILE)
         for slot, size in enumerate(self.sizes, SIZES):
             self._load(f"size_{size}", "i64", slot)
-        for slot in sorted({self.slots[id(b)] for b in _buffers(steps) if id(b) in self.slots}):
-            self._load(f"pointer{slot}", "ptr", slot)
         for chained in chains(steps):
             step = chained[0]
             if step.barrier:
@@ -160,7 +158,10 @@ class Assembly:
         if id(buffer) in self._known:
             return self._known[id(buffer)]
         if id(buffer) in self.slots:
-            return f"%pointer{self.slots[id(buffer)]}"
+            # Here and not once for all: LLVM takes minutes over thousands of values that live long.
+            pointer = f"pointer{next(self._numbers)}"
+            self._load(pointer, "ptr", self.slots[id(buffer)])
+            return f"%{pointer}"
         name = f"%at{next(self._numbers)}"
         self._line(f"{name} = getelementptr i8, ptr %arena, i64 {buffer.offset}")
         return name
@@ -330,11 +331,3 @@ def _of(body: Body, x: Tensor) -> Buffer:
     buffer = body.lowering.buffer_of(x)
     assert buffer is not None
     return buffer
-
-
-def _buffers(steps: Sequence[Step]) -> list[Buffer]:
-    found = [b for step in steps for b in (*step.reads, *step.writes)]
-    for step in steps:
-        if step.body is not None:
-            found += [*step.body.inputs, *step.body.outputs, *step.body.lowering.buffers()]
-    return found

@@ -99,8 +99,9 @@ class Dialogues(Dataset):
         return learn, validation, test
 
     def _those(self, wanted: list[bool]) -> Dialogues:
-        kept = [list(itertools.compress(x, wanted)) for x in (self.dialogues, self.keys)]
-        return Dialogues(kept[0], kept[1], self.name, self.licence)
+        dialogues = list(itertools.compress(self.dialogues, wanted))
+        keys = list(itertools.compress(self.keys, wanted))
+        return Dialogues(dialogues, keys, self.name, self.licence)
 
 
 def joined(messages: Iterable[Turn]) -> tuple[Turn, ...]:
