@@ -14,7 +14,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 import palto
-from palto.cli.exported import Exported, exported
+from palto.cli.exported import Exported, exported, holds_model
 from palto.formats import onnx, safetensors
 
 #: What lies in an exported folder.
@@ -51,7 +51,7 @@ class Export:
         """Do it."""
         folder, out = self.run_folder, self.out
         names = {"onnx": MODEL_FILE, "folder": "export"}
-        is_shipped = not folder.exists() and (SHIPPED / folder).is_dir()
+        is_shipped = not holds_model(folder) and (SHIPPED / folder).is_dir()
         if is_shipped:
             folder, names = SHIPPED / folder, {"onnx": f"{folder}.onnx", "folder": str(folder)}
         target = out or (Path() if is_shipped else folder) / names[self.to]

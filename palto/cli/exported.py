@@ -302,6 +302,11 @@ KINDS: dict[str, Callable[[Path], Exported]] = {
 }
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether it is the folder of a training."""
+    return any((folder / name).is_file() for name in KINDS)
+
+
 def exported(folder: Path) -> Exported:
     """What a folder of any kind of training holds.
 
@@ -310,6 +315,12 @@ def exported(folder: Path) -> Exported:
         ValueError: what it holds is damaged.
         MissingExtraError: the libraries of its application are not installed.
     """
+    if (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder} holds a chat model in Hugging Face's form, which other programs open as it "
+            "is; as ONNX, palto.formats.onnx.export writes its Llama with the cache as `state`, as "
+            "docs/exchange.md shows"
+        )
     kind = next((kind for name, kind in KINDS.items() if (folder / name).is_file()), None)
     if kind is None:
         raise FileNotFoundError(

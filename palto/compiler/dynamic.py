@@ -29,6 +29,8 @@ from palto.tensor.tree import Tree, rebuild
 _LONGEST_LIST = 16
 #: So many small and great lengths of an axis, and others between, are looked at for exceptions.
 _LOOKED_AT = 24
+#: At so many sizes that comparisons answer alike is a function traced, besides the first.
+_TRIED = 2
 #: Of one flat argument: itself, or which of its axes, is a run-time size.
 Declared = Dim | dict[int, Dim]
 #: From the sizes that a trace was made at to the trace.
@@ -217,7 +219,8 @@ class General:
     def is_for(self, sizes: Mapping[str, int], tracer: Tracer) -> bool:
         """Whether the function does the same for other sizes.
 
-        A trace at the first sizes that give a comparison another answer tells.
+        Traces at the first sizes that give a comparison another answer tell, and at others that
+        give the same.
 
         Args:
             sizes: the sizes.
@@ -227,16 +230,28 @@ class General:
             return False
         answers = self._comparisons.answers(sizes)
         if answers not in self._by_answers:
-            traced = tracer(self._comparisons)
-            try:
-                at_points = [(x, traced(x)) for x in points(self._dims)[:-1]]
-                generalise(self._dims, self._comparisons, [*at_points, (sizes, traced(sizes))])
-                self._tried.append((sizes, True))
-            except TraceError:
-                self._tried.append((sizes, False))
+            self._tried.append((sizes, self._fits(sizes, tracer(self._comparisons))))
             self._by_answers = self._sorted()  # with what this trace has asked in addition
             answers = self._comparisons.answers(sizes)
         return self._by_answers[answers]
+
+    def _fits(
+        self, sizes: Mapping[str, int], traced: Callable[[Mapping[str, int]], Recording]
+    ) -> bool:
+        """Whether a trace at these sizes, and some that answer alike, are of the recording."""
+        try:
+            own = traced(sizes)  # what the function itself refuses is raised
+        except TraceError:
+            return False
+        like = some_like(self._dims, self._comparisons, sizes)[:_TRIED]
+        try:
+            corners, others = (
+                [(x, traced(x)) for x in tried] for tried in (points(self._dims)[:-1], like)
+            )
+            generalise(self._dims, self._comparisons, [*corners, (sizes, own), *others])
+        except (TraceError, ValueError, IndexError):
+            return False
+        return True
 
     def exception(self, tracer: Tracer) -> Mapping[str, int] | None:
         """Sizes for which the function does something else; None if none are found.
@@ -257,9 +272,25 @@ class General:
                     return sizes
         return None
 
-    def _sorted(self) -> dict[tuple[bool, ...], bool]:
+    def _sorted(self) -> dict[tuple[int, ...], bool]:
         answers = ((self._comparisons.answers(sizes), fits) for sizes, fits in self._tried)
         return dict(sorted(answers, key=lambda found: not found[1]))
+
+
+def some_like(
+    dims: Sequence[Dim], comparisons: Comparisons, sizes: Mapping[str, int]
+) -> list[dict[str, int]]:
+    """Some sizes, far ones first, to which comparisons answer as to these."""
+    far = [(dim.max, dim.max - 2, dim.max // 3, 3, LEAST) for dim in dims]
+    near = [range(sizes[dim.name] - 2, sizes[dim.name] + 3) for dim in dims]
+    answers = comparisons.answers(sizes)
+    found = (
+        {dim.name: n for dim, n in zip(dims, values, strict=True)}
+        for lengths in (far, near)
+        for values in itertools.product(*lengths)
+        if all(LEAST <= n <= dim.max for n, dim in zip(values, dims, strict=True))
+    )
+    return [other for other in found if comparisons.answers(other) == answers]
 
 
 def generalise(
@@ -270,7 +301,8 @@ def generalise(
     Args:
         dims: the run-time sizes.
         comparisons: what the traces asked of these.
-        traces: the traces at `points`; the last may be at any sizes that are to be checked.
+        traces: the traces at `points`; those after the corners may be at any sizes, and are what
+            is checked.
 
     Raises:
         TraceError: the function does something else for other sizes.
@@ -316,21 +348,7 @@ class _Fit:
         self._sizes = sizes
         self.needed = dict(least)
         #: Of each trace, some sizes for which it would be the same.
-        self._alike = [self._some_like(comparisons, own) for own in sizes]
-
-    def _some_like(
-        self, comparisons: Comparisons, sizes: Mapping[str, int]
-    ) -> list[dict[str, int]]:
-        far = [(LEAST, 3, dim.max // 3, dim.max - 2, dim.max) for dim in self._dims]
-        near = [range(sizes[dim.name] - 2, sizes[dim.name] + 3) for dim in self._dims]
-        found = [
-            {dim.name: n for dim, n in zip(self._dims, values, strict=True)}
-            for lengths in (far, near)
-            for values in itertools.product(*lengths)
-            if all(LEAST <= n <= dim.max for n, dim in zip(values, self._dims, strict=True))
-        ]
-        answers = comparisons.answers(sizes)
-        return [other for other in found if comparisons.answers(other) == answers]
+        self._alike = [some_like(dims, comparisons, own) for own in sizes]
 
     def graph(self, graphs: Sequence[Graph], trace: Trace) -> Graph:
         """The graph for all sizes."""
@@ -418,7 +436,7 @@ class _Fit:
         numbers = [int(value) for value in values]
         if all(number == numbers[0] for number in numbers):
             return numbers[0]
-        *corners, _ = numbers
+        corners = numbers[: 2 ** len(self._dims)]
         result: int = 0
         for chosen in itertools.product((0, 1), repeat=len(self._dims)):
             # Backward differences along the chosen sizes, times the steps from the largest.

@@ -368,10 +368,14 @@ class Comparisons:
                 for question in questions:
                     del self._asked[question]
 
-    def answers(self, sizes: Mapping[str, int]) -> tuple[bool, ...]:
-        """To all that has been asked, for some sizes."""
+    def answers(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """To all that has been asked, for some sizes.
+
+        Two sizes that are equal, where one is asked to be greater, have an answer of their own: the
+        numbers that both ways lead to agree there, and only there.
+        """
         values = ((kind, at(size, sizes)) for kind, size in self._asked)
-        return tuple([n == 0 if kind == "=" else n > 0 for kind, n in values])
+        return tuple([n == 0 if kind == "=" else (n > 0) - (n < 0) for kind, n in values])
 
     def least(self, traces: Sequence[Mapping[str, int]]) -> dict[str, int]:
         """The sizes from which on some questions are answered as at all of these traces."""

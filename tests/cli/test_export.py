@@ -185,6 +185,7 @@ def test_the_echo_canceller_that_comes_with_palto(tmp_path, capsys, monkeypatch)
     assert "CC-BY-SA-3.0" in card and "| double talk, ERLE in dB |" in card
 
     # The same step in a call: any number of frames at a time, the state handed on.
+    (tmp_path / "echo").mkdir()  # as --to folder makes it, is in nobody's way
     status, said = palto(capsys, "export", "echo")
     assert status == 0, said.err
     session = onnxruntime.InferenceSession("echo.onnx", providers=["CPUExecutionProvider"])
@@ -202,3 +203,6 @@ def test_the_echo_canceller_that_comes_with_palto(tmp_path, capsys, monkeypatch)
 def test_what_has_not_been_trained_is_not_exported(tmp_path, capsys):
     status, said = palto(capsys, "export", tmp_path)
     assert status == 2 and "holds no trained model" in said.err
+    (tmp_path / "tokenizer.json").write_text("{}")
+    status, said = palto(capsys, "export", tmp_path)
+    assert status == 2 and "Hugging Face's form" in said.err

@@ -521,6 +521,17 @@ def test_a_branch_that_no_trace_has_taken(function, programs):
     assert compiled.program_count == programs
 
 
+def test_where_two_lengths_meet_both_ways_agree_and_only_there():
+    @palto.compile(dynamic_shapes={"x": {0: N}, "y": {0: M}})
+    def shares(x, y):
+        return palto.sum(x) / max(x.shape[0], y.shape[0] - 1) + palto.mean(y)
+
+    for n, m in ((8, 9), (8, 4), (12, 3), (8, 20), (4, 5)):
+        x, y = np.arange(n, dtype=np.float32), np.ones(m, np.float32)
+        wanted = x.sum() / max(n, m - 1) + 1
+        np.testing.assert_allclose(shares(x, y).numpy(), wanted, rtol=1e-6, err_msg=f"{n}, {m}")
+
+
 def test_comparisons_are_noted_by_what_they_depend_on():
     comparisons = Comparisons([palto.Dim("n", max=100)])
     with comparisons.noting({"n": 50}) as sizes:
