@@ -139,7 +139,11 @@ class Builder:
     def hold(self, tensor: Tensor, name: str, axes: Sequence[int] | None = None) -> None:
         """Say that a value holds a tensor, whole, with its axes in this order."""
         order = tuple(range(tensor.ndim)) if axes is None else tuple(axes)
-        self.held_by[id(tensor)] = Held(name, order, tuple(tensor.shape[axis] for axis in order))
+        self.hold_as(tensor, Held(name, order, tuple(tensor.shape[axis] for axis in order)))
+
+    def hold_as(self, tensor: Tensor, held: Held) -> None:
+        """Say how a tensor is held. It lives as long as its identity says something here."""
+        self.held_by[id(self.keep(tensor))] = held
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A tensor that is in no graph, and lives as long as its identity says something here."""
@@ -188,7 +192,7 @@ class Builder:
     ) -> None:
         """Write a node that goes element by element, in the order of axes that is at hand."""
         names, form = self.together(inputs)
-        self.held_by[id(result)] = replace(form, name=self.node(operator, *names, **attributes))
+        self.hold_as(result, replace(form, name=self.node(operator, *names, **attributes)))
 
     def together(self, inputs: Sequence[Tensor]) -> tuple[list[str], Held]:
         """Tensors in one order of axes, and how what is computed from them is held."""

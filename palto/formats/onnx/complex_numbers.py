@@ -43,7 +43,7 @@ def parts(build: Builder, tensors: Sequence[Tensor]) -> list[Tensor]:
         if id(x) not in build.parts:
             values = (None, None) if x._value is None else (x.array().real, x.array().imag)
             real, imag = (build.keep(Tensor(x.shape, dtypes.float32, value)) for value in values)
-            build.parts[id(x)] = real, imag
+            build.parts[id(build.keep(x))] = real, imag
         found += build.parts[id(x)]
     return found
 
@@ -91,7 +91,7 @@ def write_parts(build: Builder, operation: Operation, write: Write) -> None:
         )
         found = real, imag
     if isinstance(found, Tensor):
-        build.held_by[id(result)] = build.held(found)
+        build.hold_as(result, build.held(found))
     else:
         build.parts[id(result)] = found
 

@@ -118,7 +118,7 @@ class _Steps:
 
     def finish(self, result: Tensor, name: str) -> None:
         """Say that the last node holds the result."""
-        self._build.held_by[id(result)] = replace(self._form, name=name)
+        self._build.hold_as(result, replace(self._form, name=name))
 
 
 @_row(*_COMPARISONS)
@@ -264,7 +264,7 @@ def _reshape(build: Builder, operation: Operation) -> None:
     held, pairs = build.held(x), matched(x.shape, result.shape)
     if pairs is not None and all(axis in pairs for axis in held.axes):
         axes = tuple(pairs[axis] for axis in held.axes)
-        build.held_by[id(result)] = Held(held.name, axes, held.shape)
+        build.hold_as(result, Held(held.name, axes, held.shape))
         return
     is_dynamic = [isinstance(n, Size) for n in result.shape]
     if sum(is_dynamic) == 1 and 0 not in result.shape:  # what is left over
@@ -279,7 +279,7 @@ def _reshape(build: Builder, operation: Operation) -> None:
 def _permute(build: Builder, operation: Operation) -> None:
     held, order = build.held(operation.inputs[0]), operation.params["axes"]
     axes = tuple(order.index(axis) for axis in held.axes)
-    build.held_by[id(operation.output())] = Held(held.name, axes, held.shape)
+    build.hold_as(operation.output(), Held(held.name, axes, held.shape))
 
 
 @_row("expand")
@@ -287,7 +287,7 @@ def _expand(build: Builder, operation: Operation) -> None:
     (x,), result = operation.inputs, operation.output()
     held, new = build.held(x), result.ndim - x.ndim
     axes = tuple(axis + new for axis in held.axes)
-    build.held_by[id(result)] = Held(held.name, axes, held.shape)
+    build.hold_as(result, Held(held.name, axes, held.shape))
 
 
 def _per_axis(held: Held, values: Sequence[Any]) -> list[Any]:
@@ -351,7 +351,7 @@ def _slice(build: Builder, operation: Operation) -> None:
             build.constant(changed), build.lengths([steps[i] for i in changed]),
         )  # fmt: skip
     shape = tuple(result.shape[axis] for axis in held.axes)
-    build.held_by[id(result)] = Held(name, held.axes, shape)
+    build.hold_as(result, Held(name, held.axes, shape))
 
 
 @_row("flip")
@@ -364,7 +364,7 @@ def _flip(build: Builder, operation: Operation) -> None:
         back = build.constant([-1] * len(places))
         ends = build.constant([np.iinfo(np.int64).min] * len(places))
         name = build.node("Slice", name, back, ends, build.constant(places), back)
-    build.held_by[id(result)] = Held(name, held.axes, held.shape)
+    build.hold_as(result, Held(name, held.axes, held.shape))
 
 
 @_row("concat")
@@ -391,14 +391,14 @@ def _iota(build: Builder, operation: Operation) -> None:
             name = build.once("Cast", name, to=build.number_of(dtype))
     else:
         name = build.constant(np.arange(int(n)), dtype)
-    build.held_by[id(operation.output())] = Held(name, (axis,), (n,))
+    build.hold_as(operation.output(), Held(name, (axis,), (n,)))
 
 
 @_row("dynamic_slice")
 def _dynamic_slice(build: Builder, operation: Operation) -> None:
     x, starts = operation.inputs
     if not x.ndim:
-        build.held_by[id(operation.output())] = build.held(x)
+        build.hold_as(operation.output(), build.held(x))
         return
     first = build.node("Cast", build.whole(starts), to=build.number_of(dtypes.int64))
     ends = build.node("Add", first, build.lengths(operation.params["sizes"]))
@@ -410,7 +410,7 @@ def _dynamic_slice(build: Builder, operation: Operation) -> None:
 def _dynamic_update(build: Builder, operation: Operation) -> None:
     x, update, starts = operation.inputs
     if not x.ndim:
-        build.held_by[id(operation.output())] = build.held(update)
+        build.hold_as(operation.output(), build.held(update))
         return
     ones = build.node("Expand", build.constant(True, dtypes.bool), build.lengths(update.shape))
     places = build.node("Transpose", build.node("NonZero", ones), perm=[1, 0])
@@ -430,7 +430,7 @@ def _reduce(build: Builder, operation: Operation) -> None:
     (x,), result, axes = operation.inputs, operation.output(), operation.params["axes"]
     held = build.held(x)
     if not axes:
-        build.held_by[id(result)] = held
+        build.hold_as(result, held)
         return
     order = held.axes if len(held.axes) == x.ndim else tuple(range(x.ndim))
     name = _as_numbers(build, x, build.whole(x, order))
@@ -622,7 +622,7 @@ def _inline(build: Builder, body: Graph, operation: Operation) -> None:
 def _same_parts(build: Builder, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     """Say that tensors are held as others are."""
     for one, other in zip(parts(build, tensors), parts(build, others), strict=True):
-        build.held_by[id(one)] = build.held(other)
+        build.hold_as(one, build.held(other))
 
 
 @_row("scan")
