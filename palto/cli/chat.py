@@ -62,8 +62,8 @@ class Chat(Options, web.ServerOptions):
     question: Positional[tuple[str, ...]] = ()
     """What to ask; without it, a conversation begins."""
     model: Path | None = None
-    """A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; chat is that
-    which palto train chat has made, and comes with Palto."""
+    """A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors, such as palto
+    train chat makes."""
     adapter: Path | None = None
     """A folder of `palto tune chat`: what the model has learned besides."""
     system: str | None = None

@@ -710,8 +710,8 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
 
 # --- A folder as other programs know it ----------------------------------------------------------
 
-#: How the files of the weights are called, and where those lie that come with Palto.
-NAME, SHIPPED = "model", Path(palto.__file__).parent / "weights" / "chat"
+#: How the files of the weights are called.
+NAME = "model"
 
 
 def round_weights(model: nn.Module) -> None:
@@ -771,9 +771,7 @@ def save_model(training: Training, tests: dict[str, Any], command: str) -> dict[
     return save_weights(folder, NAME, training.model, about, dtype=palto.bfloat16)
 
 
-def load_model(
-    folder: str | os.PathLike[str] = SHIPPED,
-) -> tuple[LanguageModel, Any, dict[str, Any]]:
+def load_model(folder: str | os.PathLike[str]) -> tuple[LanguageModel, Any, dict[str, Any]]:
     """A trained network, its tokenizer, and the record of how it came to be.
 
     Raises:

@@ -334,20 +334,3 @@ def test_what_cannot_be_done_is_said(tmp_path, capsys, monkeypatch, words, told)
     assert "Traceback" not in err
     for path, content in before.items():
         assert path.read_bytes() == content
-
-
-@pytest.mark.skipif(not dialogue.SHIPPED.exists(), reason="no trained network is in this copy")
-def test_the_shipped_network_has_learned_to_converse():
-    model, tokenizer, record = dialogue.load_model()
-    tests = record["tests"]
-    assert tests["bits per byte"]["network"] < 1.7 < tests["bits per byte"]["xz"]
-    assert tests["reply ranking"]["network"] > tests["reply ranking"]["TF-IDF"]
-    files = list(dialogue.SHIPPED.iterdir())
-    assert sum(path.stat().st_size for path in files) < 18 << 20
-    judge = Judge(model, record["plan"]["context"], rows=2)
-    spoken = ["hi", "hey, how are you?", "I am good, how about you?"]
-    mixed = ["hi", "are how hey you?,", "about I good you, am how?"]
-    talks = [Dialogues([[Turn("", x) for x in texts]]) for texts in (spoken, mixed)]
-    bits = [judge.total(dialogue.encoded(tokenizer, x)) for x in talks]
-    assert bits[0] < 0.6 * bits[1]
-    assert models.load("chat").tokenizer.decode([5, 6]) == tokenizer.decode([5, 6])
