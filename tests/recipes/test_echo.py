@@ -417,7 +417,7 @@ def test_what_cannot_be_done_is_said(tmp_path, capsys, monkeypatch, rng, words, 
 
 def test_the_shipped_filter_takes_an_echo_out(rng):
     model, record = echo.load_filter()
-    assert record["command"] == "palto train echo"
+    assert record["command"].startswith("palto train echo")
     assert all(x["network"]["erle"] > 12 for x in record["tests"].values())
     far = (babble(rng, 8) / 32768).astype(np.float32)
     response = rng.normal(size=800) * np.exp(-np.arange(800) / 150)
