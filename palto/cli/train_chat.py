@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from palto import data
-from palto.cli.rounds import Watch
+from palto.cli.rounds import INTERRUPTED, Watch, part, words
 from palto.draw import new_figure, save
 from palto.recipes import dialogue
 from palto.recipes.dialogue import Plan, Round, Training
@@ -44,7 +42,7 @@ class Command(Plan):
 
     def run(self) -> int:
         """Do it."""
-        plan = Plan(**{x.name: getattr(self, x.name) for x in dataclasses.fields(Plan)})
+        plan = part(self, Plan)
         console = Console()
         dialogues = data.chitchat() if self.data is None else data.dialogue_file(self.data)
         training = Training(self.out, plan, dialogues)
@@ -58,8 +56,8 @@ class Command(Plan):
                 tests = dialogue.examine(training, watch.told)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on where it was")
-            return 130
-        record = dialogue.save_model(training, tests, " ".join(["palto", *sys.argv[1:]]))
+            return INTERRUPTED
+        record = dialogue.save_model(training, tests, words())
         draw_rounds(self.out / FIGURE, training.rounds)
         console.print(_table(record["tests"]))
         console.print(f"talk to it: palto chat --model {self.out}", soft_wrap=True)

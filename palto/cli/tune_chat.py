@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from rich.console import Console
 
 from palto import data
 from palto.chat import models
-from palto.cli.rounds import Watch
+from palto.cli.rounds import INTERRUPTED, Watch, part, words
 from palto.cli.train_chat import FIGURE, draw_rounds
 from palto.recipes import dialogue
 from palto.recipes.dialogue import Tune, Tuning
@@ -41,7 +39,7 @@ class Command(Tune):
 
     def run(self) -> int:
         """Do it."""
-        plan = Tune(**{x.name: getattr(self, x.name) for x in dataclasses.fields(Tune)})
+        plan = part(self, Tune)
         console = Console()
         dialogues = data.chitchat() if self.data is None else data.dialogue_file(self.data)
         tuning = Tuning(self.out, plan, dialogues, models.load(self.model))
@@ -55,8 +53,8 @@ class Command(Tune):
                 tests = tuning.examine(watch.told)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on where it was")
-            return 130
-        tuning.save(tests, " ".join(["palto", *sys.argv[1:]]))
+            return INTERRUPTED
+        tuning.save(tests, words())
         draw_rounds(self.out / FIGURE, tuning.rounds)
         bits = tests["bits per byte"]
         console.print(
