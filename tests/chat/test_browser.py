@@ -35,7 +35,7 @@ def slow(named):
     read = reader.read
 
     def slowly(slot, tokens):
-        time.sleep(0.02)
+        time.sleep(0.05)
         return read(slot, tokens)
 
     reader.read = slowly
