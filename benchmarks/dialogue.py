@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 import palto
-from palto import optim
 from palto.recipes import dialogue
 
 functional = torch.nn.functional
@@ -150,14 +149,7 @@ def palto_step(
     model: palto.nn.Module, plan: dialogue.Plan
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """The step of `palto.recipes.dialogue`."""
-    parameters = list(model.parameters())
-    optimizer = optim.AdamW(
-        [
-            {"params": [x for x in parameters if x.ndim > 1]},
-            {"params": [x for x in parameters if x.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=plan.lr, eps=dialogue.EPS, weight_decay=plan.weight_decay, variant="lecture",
-    )  # fmt: skip
+    optimizer = dialogue.new_optimizer(model, plan)
     step = dialogue.compiled_step(model, model, optimizer)
     return lambda tokens, following: float(step(tokens, following))
 

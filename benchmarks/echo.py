@@ -143,17 +143,20 @@ class TorchTraining:
             h, before = moved, h
             found.append((x * h).sum(1))
         parts = (len(mic), count, -1)
-        left = so_far[0] + _power(torch.stack(found) - wanted).view(parts).sum((0, 2))
-        energy = so_far[1] + _power(wanted).view(parts).sum((0, 2))
+        left = _power(torch.stack(found) - wanted).view(parts).sum((0, 2))
+        energy = _power(wanted).view(parts).sum((0, 2))
+        all_left, all_energy = so_far[0] + left, so_far[1] + energy
         floor = torch.from_numpy(batch.floor)
-        losses = 10 * torch.log10((left + floor) / (energy + floor))
+        now = torch.log10((left + floor) / (energy + floor))
+        whole = torch.log10((all_left + floor) / (all_energy + floor))
+        losses = 5 * (now + whole)
         kept = losses.detach() < echo.DIVERGED
         loss = torch.where(kept, losses, 0.0).sum() / kept.sum().clamp(min=1)
         self.optimizer.zero_grad()
         loss.backward()
         layers.utils.clip_grad_norm_(self.gain.parameters(), 1.0)
         self.optimizer.step()
-        past, so_far = far[-echo.TAPS + 1 :], (left.detach(), energy)
+        past, so_far = far[-echo.TAPS + 1 :], (all_left.detach(), all_energy)
         return loss.item(), (
             so_far, past, h.detach(), before.detach(), [x.detach() for x in memory]
         )  # fmt: skip

@@ -5,12 +5,6 @@ is a small Llama; what it knows of the world is what people have told each other
 
     palto train chat
     palto chat --model runs/chat
-
-Or a larger one, which has read much of the web, learns the tone of some conversations; of it only
-small layers beside its own are trained (LoRA).
-
-    palto tune chat
-    palto chat --adapter runs/tuned
 """
 
 from __future__ import annotations
@@ -19,26 +13,25 @@ import json
 import lzma
 import math
 import os
-import re
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import palto
 from palto import nn, optim
-from palto.chat.models import ChatModel
-from palto.data import Dialogues, Turn
+from palto.data import Dialogues
 from palto.extras import require
 from palto.formats.whole import write_whole
+from palto.recipes import replies
+from palto.recipes.replies import Matcher, Question
 from palto.train import RoundTraining, TrainingStopped, Watch, load_weights, save_weights
 
 # --- Text and tokens -----------------------------------------------------------------------------
@@ -273,7 +266,7 @@ class Learning(RoundTraining[Any, Round]):
 
     Args:
         folder: where the run lies, or will lie.
-        plan: how to train: a `Plan` or a `Tune`.
+        plan: how to train: a `Plan`, or another with its minutes, steps and rows.
         model: what is kept.
         optimizer: by what it learns.
         text: the hash of what is learned from.
@@ -291,7 +284,7 @@ class Learning(RoundTraining[Any, Round]):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        plan: Plan | Tune,
+        plan: Any,
         model: nn.Module,
         optimizer: optim.Optimizer,
         text: str,
@@ -371,6 +364,17 @@ class Learning(RoundTraining[Any, Round]):
         return float(optim.schedules.cosine(self.plan.lr, total + 1, warmup=warmup)(step))
 
 
+class Network(nn.Module):
+    """What is trained together: a language model, and what finds replies by what it knows."""
+
+    def __init__(self, language: LanguageModel, matcher: Matcher) -> None:
+        self.language, self.matcher = language, matcher
+
+
+#: How much finding replies counts beside foreseeing tokens.
+MATCHING = 0.2
+
+
 class Training(Learning):
     """A run of the training in a folder.
 
@@ -391,23 +395,34 @@ class Training(Learning):
         tokens = encoded(self.tokenizer, self.learn)
         self.batches = Batches(tokens, plan.context, plan.batch_size, plan.seed)
         palto.manual_seed(plan.seed)
-        self.model = LanguageModel(plan, self.tokenizer.get_vocab_size())
-        parameters = list(self.model.parameters())
-        optimizer = optim.AdamW(
-            [
-                {"params": [x for x in parameters if x.ndim > 1]},
-                {"params": [x for x in parameters if x.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=plan.lr, eps=EPS, weight_decay=plan.weight_decay, variant="lecture",
-        )  # fmt: skip
-        super().__init__(folder, plan, self.model, optimizer, _hash(tokens))
+        vocabulary = self.tokenizer.get_vocab_size()
+        self.model = LanguageModel(plan, vocabulary)
+        marks = (self.tokenizer.token_to_id(x) for x in (START, END))
+        self.matcher = Matcher(vocabulary, plan.width, *marks)
+        network = Network(self.model, self.matcher)
+        optimizer = new_optimizer(network, plan)
+        super().__init__(folder, plan, network, optimizer, hash_of(tokens))
         self.judge = Judge(self.model, plan.context)
-        self._step = compiled_step(self.model, self.model, optimizer)
+        self._step = self._compiled_step(network)
         self._held = Dialogues(self.validation[k] for k in range(min(HELD, len(self.validation))))
 
     def step(self, tokens: np.ndarray, following: np.ndarray) -> palto.Tensor:
-        """Learn from a batch; its loss, in nats per token."""
+        """Learn from a batch; its loss as a language model, in nats per token."""
         return self._step(tokens, following)
+
+    def _compiled_step(self, network: Network) -> Callable[..., palto.Tensor]:
+        model, matcher, optimizer = self.model.model, self.matcher, self.optimizer
+
+        @palto.compile
+        def step(tokens: palto.Tensor, following: palto.Tensor) -> palto.Tensor:
+            hidden = model.hidden(tokens)
+            loss = nn.functional.cross_entropy(model.logits(hidden), following)
+            (loss + MATCHING * matcher.loss(tokens, hidden)).backward()
+            optim.clip_grad_norm_(network, 1.0)
+            optimizer.step()
+            return loss
+
+        return step
 
     def validate(self) -> float:
         """Bits per byte of some of the conversations for validation."""
@@ -416,6 +431,43 @@ class Training(Learning):
     def bits_per_byte(self, dialogues: Dialogues) -> float:
         """Bits that the network needs for each byte of `as_bytes`."""
         return self.judge.total(encoded(self.tokenizer, dialogues)) / len(as_bytes(dialogues))
+
+    def matches(self, asked: Sequence[Question]) -> np.ndarray:
+        """How well replies go with what was said, by `Matcher`: (questions, replies)."""
+        model, matcher, context = self.model.model, self.matcher, self.plan.context
+
+        @palto.compile
+        def scores(tokens: palto.Tensor, choices: palto.Tensor) -> palto.Tensor:
+            with palto.no_grad():
+                found: palto.Tensor = matcher(tokens, model.hidden(tokens), choices)
+                return found
+
+        start, end = (self.tokenizer.token_to_id(x) for x in (START, END))
+        found = []
+        for question in asked:
+            texts = _encoded(self.tokenizer, [*question.said, *question.replies])
+            count = len(question.said)
+            said = [start, *(x for text in texts[:count] for x in (*text, end))][-context:]
+            tokens = np.full((1, context), start)  # after the last turn nothing matters
+            tokens[0, : len(said)] = said
+            choices = np.full((1, len(question.replies), context // 4 + 1), start)
+            for row, text in zip(choices[0], texts[count:], strict=True):
+                cut = [*text[: context // 4], end]
+                row[: len(cut)] = cut
+            found.append(scores(tokens, choices).numpy()[0])
+        return np.stack(found)
+
+
+def new_optimizer(module: nn.Module, plan: Plan) -> optim.AdamW:
+    """The lecture's Adam, with all but vectors pulled to zero."""
+    parameters = list(module.parameters())
+    return optim.AdamW(
+        [
+            {"params": [x for x in parameters if x.ndim > 1]},
+            {"params": [x for x in parameters if x.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=plan.lr, eps=EPS, weight_decay=plan.weight_decay, variant="lecture",
+    )  # fmt: skip
 
 
 def compiled_step(
@@ -440,7 +492,8 @@ def compiled_step(
     return step
 
 
-def _hash(tokens: Sequence[np.ndarray]) -> str:
+def hash_of(tokens: Sequence[np.ndarray]) -> str:
+    """A word that no other conversations have."""
     return sha256(np.concatenate(tokens).tobytes()).hexdigest()
 
 
@@ -567,100 +620,6 @@ class Judge:
         return np.array(found).reshape(len(questions), -1, 3)
 
 
-class Question(NamedTuple):
-    """What comes next?
-
-    Attributes:
-        said: the turns until now.
-        replies: what may follow, the true one first.
-    """
-
-    said: list[str]
-    replies: list[str]
-
-
-#: Replies to choose from.
-CHOICES = 10
-
-
-def questions(dialogues: Dialogues, count: int, seed: int) -> list[Question]:
-    """Places in conversations, each with the reply and nine of other conversations.
-
-    Raises:
-        ValueError: there are fewer than ten conversations with a reply.
-    """
-    texts = [[turn.text for turn in turns] for turns in dialogues if len(turns) > 1]
-    if len(texts) < CHOICES:
-        raise ValueError(f"ten conversations with a reply are wanted, got {len(texts)}")
-    generator = np.random.default_rng(seed)
-    found: list[Question] = []
-    while len(found) < count:
-        whose, *others = generator.permutation(len(texts))[:CHOICES]
-        place = int(generator.integers(1, len(texts[whose])))
-        replies = [texts[k][int(generator.integers(1, len(texts[k])))] for k in others]
-        if texts[whose][place] not in replies:
-            found.append(Question(texts[whose][:place], [texts[whose][place], *replies]))
-    return found
-
-
-def share_right(scores: np.ndarray) -> float:
-    """The share of questions whose true reply has the highest score, by itself.
-
-    Args:
-        scores: shape (questions, replies), the true reply's first.
-    """
-    return float(np.mean(scores[:, 0] > scores[:, 1:].max(1)))
-
-
-def by_likelihood(found: np.ndarray, weight: float, power: float) -> np.ndarray:
-    """Scores (questions, replies) by what `Judge.likelihoods` gives.
-
-    How much likelier a reply is after what was said than by itself is the pointwise mutual
-    information (Li et al., "A diversity-promoting objective function for neural conversation
-    models", 2016).
-
-    Args:
-        found: likelihoods.
-        weight: how much counts that a reply is likely by itself, too.
-        power: of its length, by which the score is divided.
-    """
-    after, alone, tokens = np.moveaxis(found, 2, 0)
-    scores: np.ndarray = (weight * alone - after) / tokens**power
-    return scores
-
-
-def by_words(learn: Dialogues, asked: Sequence[Question], last: int) -> np.ndarray:
-    """Scores (questions, replies) by common words: the cosine of TF-IDF vectors.
-
-    Args:
-        learn: where to count in how many turns a word is.
-        asked: the questions.
-        last: how many of the last turns a reply is compared with.
-    """
-
-    def words(text: str) -> list[str]:
-        return re.findall(r"\w+", text.lower())
-
-    turns = [set(words(turn.text)) for turns in learn for turn in turns]
-    known = Counter(word for turn in turns for word in turn)
-
-    def vector(text: str) -> dict[str, float]:
-        counts = Counter(words(text))
-        found = {
-            word: (1 + math.log(count)) * math.log((1 + len(turns)) / (1 + known[word]))
-            for word, count in counts.items()
-        }
-        norm = math.sqrt(sum(x * x for x in found.values())) or 1.0
-        return {word: x / norm for word, x in found.items()}
-
-    scores = []
-    for question in asked:
-        said = vector(" ".join(question.said[-last:]))
-        replies = [vector(reply) for reply in question.replies]
-        scores.append([sum(x * said.get(word, 0.0) for word, x in r.items()) for r in replies])
-    return np.array(scores)
-
-
 def bits_of_xz(learn: Dialogues, test: Dialogues) -> float:
     """Bits per byte of `as_bytes` by which xz grows when it packs the test after all else."""
     before, more = as_bytes(learn), as_bytes(test)
@@ -672,8 +631,9 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
     """The test, on conversations that were neither learned from nor used to choose anything.
 
     "bits per byte" of the network and of xz, and "reply ranking": the share of replies that are
-    found among ten, by the network and by common words. What that depends on (see `by_likelihood`
-    and `by_words`) is chosen on the conversations for validation.
+    found among ten, by the network and by common words. The network's score is that of what matches
+    replies, and a part of what `replies.by_likelihood` says; how large a part, and of how many
+    turns words are compared, is chosen on the conversations for validation.
     """
     learn, judge, plan = training.learn, training.judge, training.plan
     watch("test", 0.1, "bits per byte")
@@ -686,22 +646,36 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
     }
     watch("test", 0.4, "xz")
     tests["bits per byte"]["xz"] = round(bits_of_xz(learn, training.test), 4)
-    if not plan.questions or min(len(training.validation), len(training.test)) < CHOICES:
+    if not plan.questions or min(len(training.validation), len(training.test)) < replies.CHOICES:
         return tests
-    watch("test", 0.5, "finding replies")
-    chosen = questions(training.validation, max(plan.questions // 4, 1), plan.seed)
-    asked = questions(training.test, plan.questions, plan.seed)
-    found = judge.likelihoods(training.tokenizer, chosen)
-    grid = [(weight / 4, power / 2) for weight in range(5) for power in range(3)]
-    best = max(grid, key=lambda x: share_right(by_likelihood(found, *x)))
-    last = max((1, 2, 4, 1000), key=lambda k: share_right(by_words(learn, chosen, k)))
-    watch("test", 0.6, "finding replies")
-    found = judge.likelihoods(training.tokenizer, asked)
+    chosen, asked = (
+        replies.questions(x, count, plan.seed)
+        for x, count in (
+            (training.validation, max(plan.questions // 2, 1)),
+            (training.test, plan.questions),
+        )
+    )
+    found = []
+    for number, some in enumerate((chosen, asked)):
+        watch("test", 0.5 + 0.25 * number, "finding replies")
+        found.append((training.matches(some), judge.likelihoods(training.tokenizer, some)))
+
+    def scores(part: int, weight: float, power: float) -> np.ndarray:
+        matches, likelihoods = found[part]
+        return matches + weight * replies.by_likelihood(likelihoods, power)
+
+    grid = [(weight, power / 2) for weight in (0.0, 0.03, 0.1, 0.3, 1.0) for power in range(3)]
+    best = max(grid, key=lambda x: replies.share_right(scores(0, *x)))
+    spans = (1, 2, 4, 8, 1000)
+    last = max(
+        spans, key=lambda k: replies.share_right(replies.by_words(training.learn, chosen, k))
+    )
     tests["reply ranking"] = {
-        "network": round(share_right(by_likelihood(found, *best)), 4),
-        "TF-IDF": round(share_right(by_words(learn, asked, last)), 4),
+        "network": round(replies.share_right(scores(1, *best)), 4),
+        "matching alone": round(replies.share_right(scores(1, 0.0, 0.0)), 4),
+        "TF-IDF": round(replies.share_right(replies.by_words(training.learn, asked, last)), 4),
         "questions": len(asked),
-        "weight of the likelihood by itself": best[0],
+        "weight of the likelihoods": best[0],
         "power of the length": best[1],
         "turns compared by TF-IDF": last,
     }
@@ -788,157 +762,3 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[LanguageModel, Any, dict
     plan = Plan(**json.loads(record_file.read_text(encoding="utf-8"))["plan"])
     model = LanguageModel(plan, tokenizer.get_vocab_size())
     return model, tokenizer, load_weights(folder, NAME, model, made_by="palto train chat")
-
-
-# --- A larger network learns the tone ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tune:
-    """How a network that can talk already learns from conversations."""
-
-    minutes: float = 10.0
-    """How long to learn; how many steps that makes is measured in the first ones."""
-    steps: int = 0
-    """Steps of the optimiser; 0: as many as the minutes allow."""
-    rank: int = 8
-    """The width of the small layers that learn."""
-    alpha: float = 16.0
-    """How much their corrections count, in units of their rank."""
-    context: int = 256
-    """Tokens in a row."""
-    batch_size: int = 2
-    """Rows in a step."""
-    lr: float = 1e-3
-    """The learning rate that warming up leads to; it then falls to zero."""
-    share: float = 0.05
-    """The share of the conversations for validation, and for the test."""
-    measured: int = 20
-    """How many conversations of the test are read before and after."""
-    seed: int = 0
-    """Of everything that is random."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ValueError: a number out of range.
-        """
-        for name in ("rank", "batch_size", "measured"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps < 0:
-            raise ValueError(f"steps must be at least 0, got {self.steps}")
-        for name in ("lr", "minutes", "alpha"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not 0 < self.share < 0.5:
-            raise ValueError(f"share must be between 0 and 0.5, got {self.share}")
-        if self.context < 16 or self.context % 8:
-            raise ValueError(f"context must be 16 or more, in whole 8s, got {self.context}")
-
-
-class Tuning(Learning):
-    """A run of `palto tune chat` in a folder.
-
-    Args:
-        folder: where it lies, or will lie.
-        plan: how to train.
-        dialogues: what to learn from, and to measure on.
-        chat: the network, as `palto.chat.models.load` gives it; small layers are put into it.
-
-    Raises:
-        ValueError: too little to learn from, rows longer than the network overlooks; or see
-            `Learning`.
-        OSError: the folder cannot be written to.
-    """
-
-    WARMUP, TIMED = 20, slice(3, 13)
-
-    def __init__(
-        self, folder: str | os.PathLike[str], plan: Tune, dialogues: Dialogues, chat: ChatModel
-    ) -> None:
-        if plan.context > chat.context:
-            raise ValueError(
-                f"context must be at most {chat.context}, which {chat.name} overlooks, got "
-                f"{plan.context}"
-            )
-        learn, validation, test = dialogues.split(plan.share)
-        self._chat = chat
-        self.test, self._held = (
-            Dialogues(x[k] for k in range(min(plan.measured, len(x)))) for x in (test, validation)
-        )
-        tokens = self._encoded(learn)
-        self.batches = Batches(tokens, plan.context, plan.batch_size, plan.seed)
-        palto.manual_seed(plan.seed)
-        self.model = nn.lora.adapt(chat.model, plan.rank, plan.alpha)
-        self.adapter = nn.lora.Adapter(self.model)
-        optimizer = optim.Adam(self.adapter, lr=plan.lr, eps=EPS)
-        super().__init__(folder, plan, self.adapter, optimizer, _hash(tokens))
-        self._judge = Judge(self.model, plan.context, rows=plan.batch_size)
-        self._step = compiled_step(self.model, self.adapter, optimizer)
-
-    def step(self, tokens: np.ndarray, following: np.ndarray) -> palto.Tensor:
-        """Learn from a batch; its loss, in nats per token."""
-        return self._step(tokens, following)
-
-    def validate(self) -> float:
-        """Bits per byte of some of the conversations for validation."""
-        return self.bits_per_byte(self._held)
-
-    def bits_per_byte(self, dialogues: Dialogues) -> float:
-        """Bits that the network needs for each byte of `as_bytes`.
-
-        What its chat template adds, such as who speaks, it has to foresee, too.
-        """
-        return self._judge.total(self._encoded(dialogues)) / len(as_bytes(dialogues))
-
-    def examine(self, watch: Watch) -> dict[str, Any]:
-        """Bits per byte of some conversations of the test, before and after."""
-        watch("test", 0.0, "after")
-        after = self.bits_per_byte(self.test)
-        learned = {name: x for name, x in self.adapter.state_dict().items() if "lora_B" in name}
-        watch("test", 0.5, "before")
-        zeros = {name: palto.zeros_like(x) for name, x in learned.items()}
-        self.adapter.load_state_dict(zeros, strict=False)
-        before = self.bits_per_byte(self.test)
-        self.adapter.load_state_dict(learned, strict=False)
-        return {
-            "conversations": len(self.test),
-            "bytes": len(as_bytes(self.test)),
-            "bits per byte": {"before": round(before, 4), "after": round(after, 4)},
-        }
-
-    def save(self, tests: dict[str, Any], command: str) -> dict[str, Any]:
-        """Write the adapter as PEFT has it, and its record adapter_model.json, and return that."""
-        about = {
-            "command": command,
-            "model": self._chat.name,
-            "plan": asdict(self.plan),
-            "parameters": sum(x.size for x in self.adapter.parameters()),
-            "rounds": [asdict(x) for x in self.rounds],
-            "training seconds": self.rounds[-1].seconds,
-            "tests": tests,
-        }
-        config = nn.lora.config(self.model) | {"base_model_name_or_path": self._chat.name}
-        write_whole(
-            self.folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode()
-        )
-        return save_weights(self.folder, "adapter_model", self.adapter, about, dtype=palto.bfloat16)
-
-    def _encoded(self, dialogues: Dialogues) -> list[np.ndarray]:
-        """The tokens of each conversation, in the network's own layout."""
-        tokenizer = self._chat.tokenizer
-        return [
-            np.array(tokenizer.encode(tokenizer.lay_out(_in_roles(turns), answer=False)), np.int64)
-            for turns in dialogues
-        ]
-
-
-def _in_roles(turns: Sequence[Turn]) -> list[Any]:
-    """Turns as chat templates take them; who speaks first is the user where no roles are given."""
-    speakers = list(dict.fromkeys(turn.speaker for turn in turns))
-    roles = dict(zip(speakers, ("user", *["assistant"] * len(speakers)), strict=False))
-    if set(speakers) <= {"system", "user", "assistant"}:
-        roles = {speaker: speaker for speaker in speakers}
-    return [{"role": roles[turn.speaker], "content": turn.text} for turn in turns]

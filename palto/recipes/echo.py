@@ -623,11 +623,13 @@ class Training(RoundTraining[Plan, Round]):
             state, found = palto.scan(
                 lambda state, frame: model(state, *frame), tuple(state), (far, mic)
             )
-            # Of the error and of the echo, since the call began: so moments in which much echo is
-            # heard count for much, and those in which hardly any is left for little.
-            parts = (palto.sum(palto.square(x)) for x in (found - echo, echo))
-            energies = energies + palto.stack(tuple(parts))
-            loss = 10 * palto.log10((energies[0] + floor) / (energies[1] + floor))
+            # Of the error and of the echo: in these frames, and since the call began. By the first
+            # moments in which hardly any echo is left count as much as others; by the second those
+            # in which much is heard.
+            now = palto.stack([palto.sum(palto.square(x)) for x in (found - echo, echo)])
+            energies = energies + now
+            both = palto.stack([now, energies]) + floor
+            loss = 10 * palto.mean(palto.log10(both[:, 0] / both[:, 1]))
             return (), (loss, (energies, *state))
 
         @palto.compile

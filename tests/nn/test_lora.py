@@ -85,9 +85,7 @@ def test_another_model_s_adapter_is_refused():
     model = nn.lora.adapt(small(), rank=3)
     state, about = nn.lora.Adapter(model).state_dict(), nn.lora.config(model)
     other = nn.models.llama(50, context=16, width=16, heads=2, layers=1, hidden=24)
-    with pytest.raises(
-        ValueError, match=r"another model.*unexpected.*layers\.1\.self_attn"
-    ):
+    with pytest.raises(ValueError, match=r"another model.*unexpected.*layers\.1\.self_attn"):
         nn.lora.load_state_dict(other, state, about)
     with pytest.raises(ValueError, match=r"the model has \(4, 16\)"):
         nn.lora.load_state_dict(small(), state, {**about, "r": 4})

@@ -10,8 +10,10 @@ import pytest
 import palto
 from palto import cli, data, nn
 from palto.data import Dialogues, Turn
-from palto.recipes import dialogue
-from palto.recipes.dialogue import Batches, Judge, Plan, Question, Training, Tune, Tuning
+from palto.recipes import dialogue, replies
+from palto.recipes.dialogue import Batches, Judge, Plan, Training
+from palto.recipes.replies import Matcher, Question
+from palto.recipes.tuning import Tune, Tuning
 from palto.train import TrainingStopped
 
 tokenizers = pytest.importorskip(
@@ -122,25 +124,25 @@ def test_bits_of_long_texts_are_counted_once():
 
 
 def test_questions_are_about_other_conversations():
-    asked = dialogue.questions(talks(), 20, seed=1)
+    asked = replies.questions(talks(), 20, seed=1)
     assert len(asked) == 20
     texts = [[turn.text for turn in turns] for turns in talks()]
-    for said, replies in asked:
+    for said, choices in asked:
         whose = next(k for k, x in enumerate(texts) if x[: len(said)] == said)
-        assert texts[whose][len(said)] == replies[0]
-        assert len(replies) == 10 and replies[0] not in replies[1:]
+        assert texts[whose][len(said)] == choices[0]
+        assert len(choices) == 10 and choices[0] not in choices[1:]
     with pytest.raises(ValueError, match="ten conversations"):
-        dialogue.questions(talks(9), 1, seed=1)
+        replies.questions(talks(9), 1, seed=1)
 
 
 def test_shares_and_scores():
     scores = np.array([[2.0, 1, 0], [1, 2, 0], [1, 1, 0]])  # a tie is not found
-    assert dialogue.share_right(scores) == pytest.approx(1 / 3)
+    assert replies.share_right(scores) == pytest.approx(1 / 3)
     found = np.array([[[10.0, 30, 4], [8, 9, 2]]])
-    np.testing.assert_allclose(dialogue.by_likelihood(found, 0, 0), [[-10, -8]])
-    np.testing.assert_allclose(dialogue.by_likelihood(found, 1, 1), [[5, 0.5]])
+    np.testing.assert_allclose(replies.by_likelihood(found, 0), [[20, 1]])
+    np.testing.assert_allclose(replies.by_likelihood(found, 1), [[5, 0.5]])
     question = Question(["do you like cats"], ["cats are nice", "the weather is fine"])
-    scores = dialogue.by_words(talks(), [question], 1)
+    scores = replies.by_words(talks(), [question], 1)
     assert scores[0, 0] > 0 == scores[0, 1]
 
 
@@ -159,6 +161,80 @@ def test_likelihoods_are_those_of_the_replies():
     assert count == len(tokens) - 1 - np.flatnonzero(tokens == tokens[-1])[1]
     assert found[0, 0, 0] == pytest.approx(losses[-count:].sum(), rel=1e-4)
     assert found[0, 1, 2] == 17  # half a context, and the end
+
+
+def turns_of(row, start, end):
+    """The turns of a row, the last one first: its words, whose conversation, whether it is cut."""
+    found, words, talk = [], [], 0
+    for token in row:
+        if token == start:
+            talk, words = talk + 1, []
+        elif token == end:
+            found.append((words, talk))
+            words = []
+        else:
+            words.append(token)
+    return found[::-1]
+
+
+def test_matcher_knows_the_words_of_the_last_turns():
+    start, end, rng = 0, 1, np.random.default_rng(0)
+    rows = rng.integers(2, 9, (3, 40))
+    rows[rng.random(rows.shape) < 0.25] = end
+    rows[0, 17], rows[1, 0] = start, start
+    matcher = Matcher(9, 4, start, end)
+    table = matcher.words.weight.numpy()
+    hidden = palto.asarray(rng.normal(size=(3, 40, 4)).astype(np.float32))
+    whole, begins, bags, ends = matcher._turns(palto.asarray(rows), hidden)
+    for k, row in enumerate(rows):
+        turns = turns_of(row, start, end)
+        marks = np.flatnonzero(row == end)[::-1]
+        for i, (_, talk) in enumerate(turns[: matcher.TURNS]):
+            np.testing.assert_array_equal(ends.numpy()[k, i], hidden.numpy()[k, marks[i]])
+            assert whole.numpy()[k, i] == (i + 1 < len(turns))
+            before = turns[i + 1][1] if i + 1 < len(turns) else int(row[0] != start) - 1
+            assert begins.numpy()[k, i] == (talk != max(before, 0))
+            for span, bag in zip(matcher.SPANS, bags, strict=True):
+                words = [x for turn, whose in turns[i : i + span] if whose == talk for x in turn]
+                expected = table[words].sum(0) / np.sqrt(len(words) + 1)
+                np.testing.assert_allclose(bag.numpy()[k, i], expected, atol=1e-5)
+    assert not whole.numpy()[:, 23].any()
+
+    # A reply's score is the same beside others, and in the loss.
+    replies_ = np.array([[[3, 4, end, 0], [5, end, 0, 0]]] * 3)
+    scores = matcher(palto.asarray(rows), hidden, palto.asarray(replies_)).numpy()
+    assert scores.shape == (3, 2)
+    swapped = matcher(palto.asarray(rows), hidden, palto.asarray(replies_[:, ::-1])).numpy()
+    np.testing.assert_allclose(scores, swapped[:, ::-1], rtol=1e-5)
+    told = float(matcher.loss(palto.asarray(rows), hidden))
+    assert 0 < told < 10
+
+
+def test_matcher_learns_whose_words_come_back():
+    palto.manual_seed(0)
+    start, end, rng = 0, 1, np.random.default_rng(0)
+
+    def batch(count):  # each conversation is about one word
+        topics = rng.permutation(np.arange(2, 12))[:count]
+        return np.array([[start] + [topic, topic, end] * 5 for topic in topics])
+
+    matcher = Matcher(12, 8, start, end)
+    hidden = palto.zeros((4, 16, 8))
+    optimizer = palto.optim.Adam(matcher, lr=0.02)
+
+    @palto.compile
+    def step(tokens):
+        loss = matcher.loss(tokens, hidden)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [float(step(batch(4))) for _ in range(60)]
+    assert losses[0] > 1.0 > 0.2 > losses[-1]
+    rows = batch(4)
+    choices = np.repeat(rows[None, :, 1:4], 4, axis=0)
+    scores = matcher(palto.asarray(rows), hidden, palto.asarray(choices)).numpy()
+    np.testing.assert_array_equal(scores.argmax(1), np.arange(4))
 
 
 # --- Learning ------------------------------------------------------------------------------------
