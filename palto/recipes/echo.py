@@ -57,7 +57,7 @@ def _recordings(languages: Sequence[str], keep: Callable[[int], bool]) -> list[n
 
 #: Which scenes are learned from, and how often: a change of the path is over in half a second, and
 #: would hardly be seen in calls that have one. What is tested.
-LEARNED = {"single talk": 0.1, "double talk": 0.3, "restless": 0.6}
+LEARNED = {"single talk": 0.05, "double talk": 0.15, "restless": 0.8}
 TESTED = ["double talk", "path change"]
 #: So many scenes lie in one file; so many of each kind that is tested are for validation.
 PART, VALIDATION = 25, 4
@@ -495,7 +495,7 @@ class Round:
         loss: the mean of the losses, in dB: the error of the echo, relative to the echo.
         dropped: the share of the calls that had diverged.
         erle: by how many dB the echo of the scenes for validation was lowered.
-        returned: whether the filter had diverged, and that of the best round was taken back.
+        returned: whether the filter had diverged, and that of the last good round was taken back.
         seconds: since the training began, interruptions not counted.
     """
 
@@ -699,22 +699,24 @@ class Training(RoundTraining[Plan, Round]):
             taken = round(time.perf_counter() - began, 1)
             one = Round(last, plan.length(first), round(float(loss), 3), round(float(dropped), 4),
                         round(erle, 3), returned, taken)  # fmt: skip
-            self.keep(one, is_best=erle > best)
+            # The last one, for which the learning rate is lowest, is what is kept: ERLE alone does
+            # not say after which round speech sounds best.
+            self.keep(one, is_best=not returned)
             watch(f"step {last}", 1.0, described(one))
 
     def _return(self) -> None:
-        """Go back to the weights of the best round; other sequences come next.
+        """Go back to the weights of the last good round; other sequences come next.
 
         Raises:
             TrainingStopped: that was done after each of the last three rounds.
         """
-        best = self.checkpoints.best()
-        if best is None or (len(self.rounds) > 2 and all(x.returned for x in self.rounds[-3:])):
+        good = self.checkpoints.best()
+        if good is None or (len(self.rounds) > 2 and all(x.returned for x in self.rounds[-3:])):
             raise TrainingStopped(
                 f"the filter diverges again and again ({described(self.rounds[-1])}); train with a "
                 "lower --lr, in another folder"
             )
-        self.model.load_state_dict(best.tensors["model"])
+        self.model.load_state_dict(good.tensors["model"])
 
 
 def described(one: Round) -> str:

@@ -311,24 +311,24 @@ def test_filters_that_diverge_are_left_out(tmp_path, rng):
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_who_diverges_goes_back_to_the_best(tmp_path, voices, monkeypatch):
-    scores = iter([1.0, 9.0, -20.0, -20.0, -20.0, -20.0])
+def test_who_diverges_goes_back_to_the_last_good_round(tmp_path, voices, monkeypatch):
+    scores = iter([9.0, 8.0, -20.0, -20.0, -20.0, -20.0])
     monkeypatch.setattr(echo, "validate", lambda *_: next(scores))
     plan = Plan(**{**vars(SHORT), "steps": 6, "round_steps": 1})
     training = Training(tmp_path, plan)
-    best = {}
+    good = {}
 
     def watch(what, done, remark):
         if what == "step 2":
-            best.update(weights(training))
+            good.update(weights(training))
         if what == "step 3":
             assert training.rounds[-1].returned
             for name, value in weights(training).items():
-                np.testing.assert_array_equal(value, best[name])
+                np.testing.assert_array_equal(value, good[name])
 
     with pytest.raises(TrainingStopped, match="lower --lr"):
         training.run(watch)
-    assert best
+    assert good
 
 
 @pytest.mark.parametrize(
