@@ -254,6 +254,37 @@ def application(routes: Sequence[Any], **options: Any) -> Starlette:
     return app
 
 
+#: What files of a page are.
+_TYPES = {"js": "text/javascript", "css": "text/css"}
+
+
+def page_routes(pages: Mapping[str, str], files: Mapping[str, str]) -> list[Any]:
+    """Routes to a page and what it loads.
+
+    Args:
+        pages: its HTML by language; the one that the browser prefers is at "/".
+        files: the text of each .css and .js, by the names under which they are found.
+    """
+    responses: Any = require("starlette.responses", "web", "a page")
+    routing: Any = require("starlette.routing", "web", "a page")
+
+    async def page(request: Request) -> Response:
+        accepted = request.headers.get("accept-language", "")
+        text = pages[preferred(accepted, tuple(pages))]
+        answer: Response = responses.HTMLResponse(text, headers={"vary": "accept-language"})
+        return answer
+
+    def file(name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            kind = _TYPES[name.rpartition(".")[2]]
+            found: Response = responses.Response(files[name], media_type=kind)
+            return found
+
+        return answer
+
+    return [routing.Route("/", page), *(routing.Route(f"/{x}", file(x)) for x in files)]
+
+
 def preferred(accepted: str, languages: Sequence[str]) -> str:
     """The language that a browser likes best, of those that there are; the first without a wish.
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 BODY_BYTES = 1 << 19
 MOST_STOPS, STOP_CHARACTERS = 8, 200
 PATIENCE = 5.0  # seconds after which a client that waits is told that it is not forgotten
-TYPES = {"js": "text/javascript", "css": "text/css"}
 
 
 class BusyError(Exception):
@@ -217,8 +216,7 @@ def application(
 
     return web.application(
         [
-            routing.Route("/", service.page),
-            *(routing.Route(f"/{name}", service.file) for name in service.files),
+            *web.page_routes(service.pages, service.files),
             routing.Route("/v1/chat/completions", service.complete, methods=["POST"]),
             routing.Route("/v1/models", service.models),
             routing.Route("/health", service.health),
@@ -248,7 +246,7 @@ class _Service:
             "seed": "" if options.seed is None else str(options.seed),
             "context": str(context),
         }
-        self._pages = {
+        self.pages = {
             language: page.substitute({k: html.escape(x) for k, x in (texts | own).items()})
             for language, texts in TEXTS.items()
         }
@@ -374,20 +372,6 @@ class _Service:
     async def health(self, request: Request) -> Response:
         """That it lives, and how many are being answered or wait."""
         return self._json({"status": "ok", "waiting": self.desk.places})
-
-    async def page(self, request: Request) -> Response:
-        """The page, in Russian where the browser prefers it to English."""
-        accepted = request.headers.get("accept-language", "")
-        page = self._pages[web.preferred(accepted, tuple(self._pages))]
-        answer: Response = self._responses.HTMLResponse(page, headers={"vary": "accept-language"})
-        return answer
-
-    async def file(self, request: Request) -> Response:
-        """A file of the page."""
-        name = request.url.path.removeprefix("/")
-        kind = TYPES[name.rpartition(".")[2]]
-        answer: Response = self._responses.Response(self.files[name], media_type=kind)
-        return answer
 
     def _json(self, content: Any) -> Response:
         answer: Response = self._responses.JSONResponse(content)

@@ -349,6 +349,8 @@ class _Fit:
         self.needed = dict(least)
         #: Of each trace, some sizes for which it would be the same.
         self._alike = [some_like(dims, comparisons, own) for own in sizes]
+        #: Numbers by their values: a model of many layers has few different ones.
+        self._numbers: dict[Any, int] = {}
 
     def graph(self, graphs: Sequence[Graph], trace: Trace) -> Graph:
         """The graph for all sizes."""
@@ -419,11 +421,21 @@ class _Fit:
 
     def _number(self, values: Sequence[int], where: str) -> int:
         """The whole number through its values."""
+        key = tuple([
+            (int(x), frozenset(x.size.terms.items())) if isinstance(x, Seen) else x for x in values
+        ])  # fmt: skip
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = self._checked(values, where)
+        return found
+
+    def _checked(self, values: Sequence[int], where: str) -> int:
         result = self._through(values)
         for value, sizes, alike in zip(values, self._sizes, self._alike, strict=True):
-            size = value.size if isinstance(value, Seen) else value
-            wrong = [x for x in alike if at(result, x) != at(size, x)]
-            if at(result, sizes) != value or (wrong and isinstance(value, Seen)):
+            fits = at(result, sizes) == int(value)
+            if isinstance(value, Seen):
+                fits = fits and all(at(result, x) == at(value.size, x) for x in alike)
+            if not fits:
                 raise TraceError(
                     f"{where} uses the number {values[0]} where {told(self._sizes[0])}, "
                     f"{values[1]} where {told(self._sizes[1])}, and {values[-1]} where "

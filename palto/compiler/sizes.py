@@ -85,11 +85,13 @@ class Size(int):
     """
 
     terms: Terms
+    #: What the function `bounds` has found.
+    _bounds: tuple[int, int] | None = None
 
     @staticmethod
     def of(dim: Dim, least: int = LEAST) -> Size:
         """A run-time size itself."""
-        result = _sum({(Atom(dim.name, least, dim.max),): 1})
+        result = _of_atom(Atom(dim.name, least, dim.max))
         assert isinstance(result, Size)
         return result
 
@@ -110,7 +112,7 @@ class Size(int):
         return int.__hash__(self)
 
     def __reduce__(self) -> Any:
-        return _sum, (self.terms,)
+        return _sum, (self.terms, int(self))
 
     # Arithmetic
 
@@ -118,14 +120,17 @@ class Size(int):
         terms = dict(self.terms)
         for atoms, factor in _terms(other).items():
             terms[atoms] = terms.get(atoms, 0) + factor
-        return _sum(terms)
+        return _sum(terms, int(self) + int(other))
 
     def __mul__(self, other: int) -> int:
+        value = int(self) * int(other)
+        if not isinstance(other, Size):
+            return _sum({atoms: factor * other for atoms, factor in self.terms.items()}, value)
         terms: Terms = {}
-        for (a, x), (b, y) in itertools.product(self.terms.items(), _terms(other).items()):
+        for (a, x), (b, y) in itertools.product(self.terms.items(), other.terms.items()):
             atoms = tuple(sorted((*a, *b), key=lambda atom: atom.name))
             terms[atoms] = terms.get(atoms, 0) + x * y
-        return _sum(terms)
+        return _sum(terms, value)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -134,7 +139,10 @@ class Size(int):
         return self * -1
 
     def __sub__(self, other: int) -> int:
-        return self + other * -1
+        terms = dict(self.terms)
+        for atoms, factor in _terms(other).items():
+            terms[atoms] = terms.get(atoms, 0) - factor
+        return _sum(terms, int(self) - int(other))
 
     def __rsub__(self, other: int) -> int:
         return self * -1 + other
@@ -180,13 +188,16 @@ def bounds(x: int) -> tuple[int, int]:
     """Numbers that a size is never below and never above."""
     if not isinstance(x, Size):
         return x, x
+    if x._bounds is not None:
+        return x._bounds
     low = high = 0
     for atoms, factor in x.terms.items():
         least = math.prod(atom.low for atom in atoms)
         most = math.prod(atom.high for atom in atoms)
         low += factor * (least if factor > 0 else most)
         high += factor * (most if factor > 0 else least)
-    return low, high
+    x._bounds = low, high
+    return x._bounds
 
 
 def is_surely_less(x: int, y: int) -> bool:
@@ -228,13 +239,23 @@ def _terms(x: int) -> Terms:
     return {(): int(x)} if x else {}
 
 
-def _sum(terms: Terms) -> int:
+def _sum(terms: Terms, value: int) -> int:
+    """A size; a plain number, if it depends on nothing.
+
+    Args:
+        terms: its terms; a factor may be 0.
+        value: what it is where sizes are greatest.
+    """
     terms = {atoms: factor for atoms, factor in terms.items() if factor}
     if not any(terms):
         return terms.get((), 0)
-    result = Size(_value(terms, None))
+    result = Size(value)
     result.terms = terms
     return result
+
+
+def _of_atom(atom: Atom) -> int:
+    return _sum({(atom,): 1}, atom.at(None))
 
 
 def _less(x: int, y: int) -> bool:
@@ -265,7 +286,7 @@ def _divided(x: int, y: int) -> tuple[int, int]:
     divisor = f"({y})" if "*" in str(y) else str(y)
     quotient = Atom(f"({rest}/{divisor})", max(low, 0) // most, high // least, "/", rest, y)
     remainder = Atom(f"({rest}%{divisor})", 0, min(most - 1, high), "%", rest, y)
-    return whole + _sum({(quotient,): 1}), _sum({(remainder,): 1})
+    return whole + _of_atom(quotient), _of_atom(remainder)
 
 
 def _multiple(x: int, y: int) -> int:
@@ -281,7 +302,8 @@ def _multiple(x: int, y: int) -> int:
         passed.add(atoms)
         rest = _without(atoms, divisor)
         if rest is not None and f // factor:
-            step = _sum({rest: f // factor})
+            terms = {rest: f // factor}
+            step = _sum(terms, _value(terms, None))
             if f % factor and len(_terms(y)) > 1:
                 continue
             whole, x = whole + step, x - step * y
@@ -398,7 +420,7 @@ class Seen(int):
         comparisons: where it notes.
     """
 
-    size: int
+    size: Size
     comparisons: Comparisons
 
     @staticmethod
@@ -457,7 +479,9 @@ class Seen(int):
         return not self < other if isinstance(other, int) else int.__ge__(self, other)
 
     def _is(self, kind: str, x: int, y: int) -> bool:
-        self.comparisons.note(kind, _size(x) - _size(y))
+        (low, high), (least, most) = bounds(_size(x)), bounds(_size(y))
+        if low <= most and (high >= least if kind == "=" else high > least):
+            self.comparisons.note(kind, _size(x) - _size(y))
         return int(x) == int(y) if kind == "=" else int(x) > int(y)
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 BODY_BYTES = Pictures.body_bytes
 HELD_BYTES = 8 * BODY_BYTES  # of bodies that are being read
 READERS = 2
-TYPES = {"js": "text/javascript", "css": "text/css"}
 
 
 def application(run: Run, *, batch_size: int = 32, queue: int = 512, log: bool = True) -> web.App:
@@ -58,8 +57,7 @@ def application(run: Run, *, batch_size: int = 32, queue: int = 512, log: bool =
 
     app = web.application(
         [
-            routing.Route("/", service.page),
-            *(routing.Route(f"/{name}", service.file) for name in service.files),
+            *web.page_routes(service.pages, service.files),
             routing.Route("/predict", service.predict, methods=["POST"]),
             routing.Route("/model", service.model),
             routing.Route("/health", service.health),
@@ -79,7 +77,7 @@ class _Service:
         folder = resources.files("palto.serve") / "page"
         names = ("page.css", "page.js", f"{inputs.page}.js")
         self.files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
-        self._pages = {}
+        self.pages = {}
         for language, own in inputs.texts.items():
             texts = {k: html.escape(x) for k, x in (EVERYWHERE[language] | own).items()}
             question, page = (
@@ -87,7 +85,7 @@ class _Service:
                 for name in (inputs.page, "index")
             )
             texts |= {"question": question.substitute(texts), "script": f"{inputs.page}.js"}
-            self._pages[language] = page.substitute(texts)
+            self.pages[language] = page.substitute(texts)
         self._model = {
             "model": run.config.model,
             "data": run.config.data,
@@ -171,20 +169,6 @@ class _Service:
     async def health(self, request: Request) -> Response:
         """That it lives, and how many inputs wait."""
         return self._json({"status": "ok", "waiting": self._batcher.waiting})
-
-    async def page(self, request: Request) -> Response:
-        """The page, in Russian where the browser prefers it to English."""
-        accepted = request.headers.get("accept-language", "")
-        page = self._pages[web.preferred(accepted, tuple(self._pages))]
-        answer: Response = self._responses.HTMLResponse(page, headers={"vary": "accept-language"})
-        return answer
-
-    async def file(self, request: Request) -> Response:
-        """A file of the page."""
-        name = request.url.path.removeprefix("/")
-        kind = TYPES[name.rpartition(".")[2]]
-        answer: Response = self._responses.Response(self.files[name], media_type=kind)
-        return answer
 
     def _json(self, content: Any) -> Response:
         answer: Response = self._responses.JSONResponse(content)
