@@ -67,8 +67,10 @@ class Reader:
 
         length = palto.Dim("length", max=context)
         chunk = palto.Dim("chunk", max=CHUNK)
-        self._one = palto.compile(read, dynamic_shapes={"length": length})
-        self._many = palto.compile(read, dynamic_shapes={"tokens": {1: chunk}, "length": length})
+        self._one, self._many = (
+            palto.compile(read, dynamic_shapes={"length": length} | more, keep_plan=False)
+            for more in ({}, {"tokens": {1: chunk}})
+        )
 
     @property
     def program_count(self) -> int:

@@ -83,11 +83,12 @@ def _check(
 
 def _located(operation: Operation, error: Error) -> Error:
     """The error with a note of the layer it happened in."""
+    scope = operation.scope  # the operation would hold all of the graph
 
     def make(value: int, sizes: Mapping[str, int]) -> Exception:
         result = error(value, sizes)
-        if operation.scope:
-            result.add_note(f"in layer {'.'.join(operation.scope)}")
+        if scope:
+            result.add_note(f"in layer {'.'.join(scope)}")
         return result
 
     return make

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
+import gc
 import inspect
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +66,13 @@ class _Entry:
         self.severed = [place for place, severed in enumerate(recording.severed) if severed]
         self.is_single = recording.tree == LEAF and recording.returned[0] is VALUE
 
+    def forget_plan(self) -> None:
+        self.program.forget_plan()
+        self.recording = self.recording.without_graph()
+        if self.general is not None:
+            self.general.recording = self.recording
+        _give_back()
+
     def changed(self) -> str | None:
         fact = self.guards.changed()
         if fact is not None:
@@ -82,6 +92,7 @@ class CompiledFunction:
         function: Callable[..., Any],
         *,
         keep_grad: bool = False,
+        keep_plan: bool = True,
         dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
         executor: str | Executor | None = None,
     ) -> None:
@@ -90,7 +101,7 @@ class CompiledFunction:
         if not callable(function):
             raise TypeError(f"palto.compile takes a function, got {function!r}")
         self._function = function
-        self._keep_grad = keep_grad
+        self._keep_grad, self._keep_plan = keep_grad, keep_plan
         self._executor = chosen(executor)
         self._dynamic = DynamicShapes(function, dynamic_shapes) if dynamic_shapes else None
         self._entries: dict[Any, list[_Entry]] = {}
@@ -115,6 +126,7 @@ class CompiledFunction:
         return CompiledFunction(
             copy.deepcopy(self._function, memo),
             keep_grad=self._keep_grad,
+            keep_plan=self._keep_plan,
             dynamic_shapes=self._dynamic.shapes if self._dynamic else {},
             executor=self._executor,
         )
@@ -164,7 +176,8 @@ class CompiledFunction:
             **kwargs: likewise.
 
         Raises:
-            ValueError: there are no arguments, and the function has not been called yet.
+            ValueError: there are no arguments, and the function has not been called yet; or it was
+                compiled with `keep_plan=False`.
         """
         return self._explain(args, kwargs, is_empty=not (args or kwargs))
 
@@ -173,6 +186,11 @@ class CompiledFunction:
     ) -> Explanation:
         if current_trace() is not None:
             raise TraceError(f"explain() runs {self._name}, which cannot be inside a program")
+        if not self._keep_plan:
+            raise ValueError(
+                f"{self._name} was compiled with keep_plan=False, so nothing is known of its "
+                "programs; compile it without that to explain() it"
+            )
         if not is_empty or self._takes(args):
             entry, arrays, sizes = self._prepare(args, kwargs)
             return entry.program.explain(arrays, self._name, sizes)
@@ -286,6 +304,8 @@ class CompiledFunction:
                     return entry
                 self._last_change = change
             entry = self._trace(leaves, arrays, tree, declared, [*sizes])
+            if not self._keep_plan:
+                entry.forget_plan()
             if self.program_count >= MOST_PROGRAMS:
                 self._drop_oldest()
             entries = self._entries.setdefault(key, [])
@@ -407,6 +427,15 @@ class _Method(functools.partial):
         return found
 
 
+def _give_back() -> None:
+    """Give the system the memory that traces and LLVM had; the C library would keep it."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _delivered(recording: Recording, tensors: Sequence[Tensor]) -> Any:
     ready = iter(tensors)
     filled = [next(ready) if leaf is VALUE else leaf for leaf in recording.returned]
@@ -457,6 +486,7 @@ def compile(
     /,
     *,
     keep_grad: bool = False,
+    keep_plan: bool = True,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
     executor: str | Executor | None = None,
 ) -> CompiledFunction: ...
@@ -464,6 +494,7 @@ def compile(
 def compile(
     *,
     keep_grad: bool = False,
+    keep_plan: bool = True,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
     executor: str | Executor | None = None,
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
@@ -472,6 +503,7 @@ def compile(
     /,
     *,
     keep_grad: bool = False,
+    keep_plan: bool = True,
     dynamic_shapes: Mapping[str, Any] = MappingProxyType({}),
     executor: str | Executor | None = None,
 ) -> Any:
@@ -490,6 +522,8 @@ def compile(
             (which become tensors), nested tuples, lists, dicts and dataclasses of them, and other
             values, which the program is built for.
         keep_grad: leave gradients in ``.grad`` of the parameters after a call.
+        keep_plan: remember what ``explain()`` tells. Without it a program of many layers takes
+            tens of megabytes less.
         dynamic_shapes: by argument, the axes whose lengths may be another at every call of one
             program: ``{"images": {0: batch}, "labels": {0: batch}}`` with
             ``batch = palto.Dim("batch", max=256)``; for an argument that is a whole number, the
@@ -509,6 +543,10 @@ def compile(
         MissingExtraError: at the first call, when the executor's library is not installed.
     """
     made = functools.partial(
-        CompiledFunction, keep_grad=keep_grad, dynamic_shapes=dynamic_shapes, executor=executor
+        CompiledFunction,
+        keep_grad=keep_grad,
+        keep_plan=keep_plan,
+        dynamic_shapes=dynamic_shapes,
+        executor=executor,
     )
     return made if function is None else made(function)

@@ -65,6 +65,10 @@ class Runnable(ABC):
     ) -> Explanation:
         """Say what it does, and how fast, on copies of its cells. Its name is the function's."""
 
+    @abstractmethod
+    def forget_plan(self) -> None:
+        """Let go of what no run wants; `explain` may not follow."""
+
     def made_up(self) -> list[Array]:
         """Arguments: numbers from 0 to 1, and zeros, which are in range as indices."""
         rng = np.random.default_rng(0)

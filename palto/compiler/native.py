@@ -29,6 +29,12 @@ from palto.tensor.dtypes import DType
 from palto.tensor.graph import Array, Graph, Operation, Spec, run
 from palto.tensor.tensor import Cell, Shape, Tensor
 
+#: What of a `Native` a call wants, and `Native.forget_plan` leaves.
+_RUNNING = {
+    "_address", "_arena", "_between", "_code", "_debug", "_errors", "_fill", "_firsts", "_fixed",
+    "_functions", "_given", "_is_empty", "_is_serial", "_keep", "_keeps_serially", "_pointers",
+    "_sizes", "_start", "_state", "constants", "kept", "watched",
+}  # fmt: skip
 #: With PALTO_DEBUG=1: bytes around every buffer, and what they hold; as a float it is NaN.
 _GUARD, _PATTERN = 64, 0xFF
 
@@ -149,7 +155,10 @@ class Native(Lowering):
                 self._segments[-1].append(step)
         for segment in (self.steps[: self.kept], *self._segments):
             _place_barriers(segment)
+        self._is_empty = [not segment for segment in self._segments]
         self._is_serial = [all(step.is_serial for step in segment) for segment in self._segments]
+        self._keeps_serially = all(step.is_serial for step in self.steps[: self.kept])
+        self._errors = [check.error for check in self.checks]
         #: The first step that writes a cell waits until every check has been made.
         self._gated = next((step for step in self.steps if step.writes_cells), None)
         if self._gated is not None:
@@ -167,6 +176,18 @@ class Native(Lowering):
             assembly.program(f"program{number}", segment, after=number > 0)
         self.kernel_count = assembly.kernel_count
         return assembly.text()
+
+    def forget_plan(self) -> bool:
+        """Let go of the graph and the steps, which no call wants; no other method may follow.
+
+        Returns:
+            Whether it did: a part that is run from Python, and debugging, want them.
+        """
+        if self._between or self._debug:
+            return False
+        assert self._fixed is not None  # is known from now on
+        self.__dict__ = {name: x for name, x in vars(self).items() if name in _RUNNING}
+        return True
 
     # Running
 
@@ -318,8 +339,8 @@ class Native(Lowering):
         try:
             if self.kept and (state is None or self._state != state):
                 self._run_kept(threads, state)
-            for number, segment in enumerate(self._segments):
-                if segment:
+            for number, is_empty in enumerate(self._is_empty):
+                if not is_empty:
                     self._run_segment(number, threads, sizes)
                 if number < len(self._between):
                     self._run_from_python(self._between[number], flat, sizes)
@@ -331,8 +352,7 @@ class Native(Lowering):
     def _run_kept(self, threads: int, state: int | None) -> None:
         """Compute what later calls find computed, for as long as the cells' state is this."""
         self._state = None
-        is_serial = all(step.is_serial for step in self.steps[: self.kept])
-        team.run(self._keep, self._address, 1 if is_serial else threads)
+        team.run(self._keep, self._address, 1 if self._keeps_serially else threads)
         self._state = state
 
     def _run_segment(self, number: int, threads: int, sizes: Mapping[str, int]) -> None:
@@ -340,7 +360,7 @@ class Native(Lowering):
             threads = 1  # nobody else need be woken
         failure = team.run(self._functions[number], self._address, threads)
         if failure is not None:
-            raise self.checks[failure.code].error(failure.value, sizes)
+            raise self._errors[failure.code](failure.value, sizes)
 
     def _run_from_python(self, step: Step, flat: Sequence[Array], sizes: Mapping[str, int]) -> None:
         nest = step.nest

@@ -95,6 +95,11 @@ class Program(Runnable):
         """See `Runnable`."""
         return explain(self, arguments, name, sizes)
 
+    def forget_plan(self) -> None:
+        """See `Runnable`."""
+        if self.native.forget_plan():
+            self._recording = self._recording.without_graph()
+
     def _look(self) -> None:
         """See whether it changes cells of which programs keep what they have computed."""
         self._looked = graph.keeping_count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,10 @@ class Recording:
         graph = self.graph
         count = len(graph.outputs) - (0 if gradients else len(self.grads))
         return Graph(graph.inputs, graph.operations, graph.outputs[:count], graph.tensors)
+
+    def without_graph(self) -> Recording:
+        """The same with an empty graph: for a program that was made of it."""
+        return replace(self, graph=Graph((), (), (), ()))
 
 
 def record(

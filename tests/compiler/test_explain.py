@@ -1,5 +1,8 @@
 """What explain() says of programs, and that it leaves everything as it was."""
 
+import copy
+import gc
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import palto
 from palto import nn, optim
 from palto.compiler import explain as explaining
 from palto.nn import functional
+from palto.tensor.graph import Operation
 
 
 @pytest.fixture(autouse=True)
@@ -281,3 +285,54 @@ def test_products_that_comparisons_come_after():
     assert products
     assert all(row.dtype == "float32" for row in products)
     assert any("less" in row.primitives for row in products)
+
+
+def test_without_a_plan_it_runs_the_same_and_lets_go_of_the_graph():
+    class Net(nn.Module):
+        def __init__(self):
+            self.table, self.out = nn.Embedding(10, 8), nn.Linear(8, 3)
+
+        def forward(self, places):
+            return self.out(self.table(places))
+
+    def operations():
+        gc.collect()
+        return sum(isinstance(x, Operation) for x in gc.get_objects())
+
+    net, dim = Net(), palto.Dim("n", max=20)
+
+    def forward(places):
+        return net(places)
+
+    before = operations()
+    light = palto.compile(forward, keep_plan=False, dynamic_shapes={"places": {0: dim}})
+    for count in (5, 7):
+        places = np.arange(count)
+        np.testing.assert_allclose(
+            light(places).numpy(), net(palto.asarray(places)).numpy(), rtol=1e-5
+        )
+    assert light.program_count == 1
+    assert operations() == before
+    whole = palto.compile(forward)
+    whole(np.arange(5))
+    assert operations() > before
+    with pytest.raises(IndexError, match="embedding index 10 is out of range") as caught:
+        light(np.array([3, 10]))
+    assert caught.value.__notes__ == ["in layer Net.table"]
+    with pytest.raises(ValueError, match=r"forward was compiled with keep_plan=False"):
+        light.explain()
+
+    # A part that Python runs wants its steps.
+    ordered = palto.compile(lambda x: palto.sort(x) * 2, keep_plan=False)
+    np.testing.assert_array_equal(ordered(np.array([3.0, 1.0])).numpy(), [2, 6])
+    # What is kept between calls, and a step that writes cells.
+    cell = palto.Cell(np.zeros(3, np.float32))
+
+    @palto.compile(keep_plan=False)
+    def step(x):
+        cell.assign(cell.read() + x)
+        return palto.sum(cell.read())
+
+    for total in (3, 6):
+        assert float(step(np.ones(3, np.float32))) == total
+    assert float(copy.deepcopy(step)(np.ones(3, np.float32))) == 9

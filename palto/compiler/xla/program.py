@@ -220,6 +220,9 @@ class Program(Runnable):
             [DeviceTensor(x, where) for x in grads],
         )
 
+    def forget_plan(self) -> None:
+        """See `Runnable`. The graph stays: functions for other sizes are made of it."""
+
     def explain(
         self, arguments: Sequence[Array], name: str, sizes: Mapping[str, int]
     ) -> XLAExplanation:
