@@ -11,7 +11,8 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, overload
@@ -303,7 +304,8 @@ class CompiledFunction:
                 if change is None:
                     return entry
                 self._last_change = change
-            entry = self._trace(leaves, arrays, tree, declared, [*sizes])
+            with _uncollected():
+                entry = self._trace(leaves, arrays, tree, declared, sizes)
             if not self._keep_plan:
                 entry.forget_plan()
             if self.program_count >= MOST_PROGRAMS:
@@ -330,9 +332,9 @@ class CompiledFunction:
         arrays: Sequence[Array | None],
         tree: Tree,
         declared: dict[int, Declared],
-        names: Sequence[str],
+        sizes: Mapping[str, int],
     ) -> _Entry:
-        dims = [self._dynamic.dims[name] for name in names] if self._dynamic else []
+        dims = [self._dynamic.dims[name] for name in sizes] if self._dynamic else []
         comparisons = Comparisons(dims)
         traced = self._tracer(leaves, arrays, tree, declared, comparisons)
         statics = [
@@ -358,9 +360,12 @@ class CompiledFunction:
             )
         general = None
         if dims:
-            others = [(sizes, traced(sizes)) for sizes in sampled[1:]]
-            general = General(dims, comparisons, [(sampled[0], recording), *others])
+            traces = [(sampled[0], recording), *((x, traced(x)) for x in sampled[1:])]
+            general = General(dims, comparisons, traces)
+            tracer = functools.partial(self._tracer, leaves, arrays, tree, declared)
+            general.is_for(sizes, tracer, traces[:-1])  # while these traces are at hand
             recording = general.recording
+            del traces
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
         greatest = {dim.name: dim.max for dim in dims}
@@ -425,6 +430,18 @@ class _Method(functools.partial):
         function: Any = self.func
         found: Explanation = function._explain((*self.args, *args), kwargs, is_empty=is_empty)
         return found
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector waits: of hundreds of thousands of new objects few are in cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _give_back() -> None:

@@ -216,7 +216,7 @@ class General:
         self._tried = [(sizes, True) for sizes, _ in traces]
         self._by_answers = self._sorted()
 
-    def is_for(self, sizes: Mapping[str, int], tracer: Tracer) -> bool:
+    def is_for(self, sizes: Mapping[str, int], tracer: Tracer, corners: Points = ()) -> bool:
         """Whether the function does the same for other sizes.
 
         Traces at the first sizes that give a comparison another answer tell, and at others that
@@ -225,18 +225,22 @@ class General:
         Args:
             sizes: the sizes.
             tracer: traces the function, with the questions noted where these are noted.
+            corners: the traces at `points` but the last, if they are at hand.
         """
         if any(sizes[name] < least for name, least in self.least.items()):
             return False
         answers = self._comparisons.answers(sizes)
         if answers not in self._by_answers:
-            self._tried.append((sizes, self._fits(sizes, tracer(self._comparisons))))
+            self._tried.append((sizes, self._fits(sizes, tracer(self._comparisons), corners)))
             self._by_answers = self._sorted()  # with what this trace has asked in addition
             answers = self._comparisons.answers(sizes)
         return self._by_answers[answers]
 
     def _fits(
-        self, sizes: Mapping[str, int], traced: Callable[[Mapping[str, int]], Recording]
+        self,
+        sizes: Mapping[str, int],
+        traced: Callable[[Mapping[str, int]], Recording],
+        corners: Points,
     ) -> bool:
         """Whether a trace at these sizes, and some that answer alike, are of the recording."""
         try:
@@ -245,9 +249,8 @@ class General:
             return False
         like = some_like(self._dims, self._comparisons, sizes)[:_TRIED]
         try:
-            corners, others = (
-                [(x, traced(x)) for x in tried] for tried in (points(self._dims)[:-1], like)
-            )
+            corners = corners or [(x, traced(x)) for x in points(self._dims)[:-1]]
+            others = [(x, traced(x)) for x in like]
             generalise(self._dims, self._comparisons, [*corners, (sizes, own), *others])
         except (TraceError, ValueError, IndexError):
             return False
