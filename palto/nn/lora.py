@@ -143,8 +143,11 @@ def merge(model: Module) -> Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, LoRA):
                 outputs, inputs = _shape(child.base)
-                layer = Linear(inputs, outputs, bias=False)
+                bias = vars(child.base).get("bias")
+                layer = Linear(inputs, outputs, bias=bias is not None)
                 layer.weight.assign(weights[id(child)])
+                if bias is not None:
+                    layer.bias.assign(bias.read())
                 layer.train(child.training)
                 setattr(parent, name, layer)
     return model

@@ -72,6 +72,16 @@ def test_merged_it_is_the_same_network(tokens):
     assert np.abs(before - small()(tokens).numpy()).max() > 1e-3
 
 
+def test_a_layer_s_bias_is_merged_too():
+    model = nn.Sequential(nn.lora.LoRA(nn.Linear(4, 3), rank=2, alpha=4.0))
+    nn.init.normal_(model[0].lora_B.weight)
+    x = palto.asarray(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+    before = model(x).numpy()
+    nn.lora.merge(model)
+    assert isinstance(model[0], nn.Linear)
+    np.testing.assert_allclose(model(x).numpy(), before, rtol=1e-4, atol=1e-5)
+
+
 def test_an_adapter_goes_beside_another_copy_of_its_model(tokens):
     model = moved(nn.lora.adapt(small(), rank=3, alpha=5.0, targets=("q_proj", "down_proj")))
     state, about = nn.lora.Adapter(model).state_dict(), nn.lora.config(model)
