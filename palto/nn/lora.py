@@ -111,13 +111,13 @@ def adapt(
         (parent, name, child)
         for parent in list(model.modules())
         for name, child in parent.named_children()
-        if name in targets
+        if name.rpartition(".")[2] in targets
     ]
     if not found:
         raise ValueError(f"the model has no layer named {', '.join(targets)}")
     model.requires_grad_(False)
     for parent, name, child in found:
-        setattr(parent, name, LoRA(child, rank, alpha))
+        _put(parent, name, LoRA(child, rank, alpha))
     return model
 
 
@@ -146,11 +146,28 @@ def merge(model: Module) -> Module:
                 bias = vars(child.base).get("bias")
                 layer = Linear(inputs, outputs, bias=bias is not None)
                 layer.weight.assign(weights[id(child)])
-                if bias is not None:
+                if layer.bias is not None:
                     layer.bias.assign(bias.read())
                 layer.train(child.training)
-                setattr(parent, name, layer)
+                _put(parent, name, layer)
     return model
+
+
+def _put(parent: Module, path: str, child: Module) -> None:
+    """Put a child where there is one, by the name that `named_children` gives it."""
+    name, _, rest = path.partition(".")
+
+    def replaced(value: Any, path: str) -> Any:
+        if not path:
+            return child
+        if isinstance(value, dict):
+            key = next(x for x in value if path == str(x) or path.startswith(f"{x}."))
+            return value | {key: replaced(value[key], path[len(str(key)) + 1 :])}
+        place, _, rest = path.partition(".")
+        parts = [replaced(x, rest) if number == int(place) else x for number, x in enumerate(value)]
+        return tuple(parts) if isinstance(value, tuple) else parts
+
+    setattr(parent, name, replaced(getattr(parent, name), rest))
 
 
 # The names in PEFT's files: what it wraps, twice, then the model's own.

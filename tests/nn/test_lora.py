@@ -72,13 +72,29 @@ def test_merged_it_is_the_same_network(tokens):
     assert np.abs(before - small()(tokens).numpy()).max() > 1e-3
 
 
-def test_a_layer_s_bias_is_merged_too():
-    model = nn.Sequential(nn.lora.LoRA(nn.Linear(4, 3), rank=2, alpha=4.0))
-    nn.init.normal_(model[0].lora_B.weight)
+class Held(nn.Module):
+    """Layers in containers."""
+
+    def __init__(self):
+        self.parts = [nn.Linear(4, 4), {"a": (nn.Linear(4, 4), nn.Linear(4, 3))}]
+
+    def forward(self, x):
+        first, second = self.parts
+        for layer in (first, *second["a"]):
+            x = layer(x)
+        return x
+
+
+def test_a_layer_in_a_container_is_adapted_and_merged_with_its_bias():
+    model = nn.lora.adapt(Held(), rank=2, alpha=4.0, targets=("0", "1"))
+    names = ["parts.0", "parts.1.a.0", "parts.1.a.1"]
+    assert [*nn.lora.adapters(model)] == names
+    for layer in nn.lora.adapters(model).values():
+        nn.init.normal_(layer.lora_B.weight)
     x = palto.asarray(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
     before = model(x).numpy()
     nn.lora.merge(model)
-    assert isinstance(model[0], nn.Linear)
+    assert [name for name, x in model.named_modules() if isinstance(x, nn.Linear)] == names
     np.testing.assert_allclose(model(x).numpy(), before, rtol=1e-4, atol=1e-5)
 
 
