@@ -143,7 +143,7 @@ def merge(model: Module) -> Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, LoRA):
                 outputs, inputs = _shape(child.base)
-                bias = vars(child.base).get("bias")
+                bias: Any = vars(child.base).get("bias")
                 layer = Linear(inputs, outputs, bias=bias is not None)
                 layer.weight.assign(weights[id(child)])
                 if layer.bias is not None:
