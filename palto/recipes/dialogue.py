@@ -598,27 +598,6 @@ class Judge:
         found = self.bits([whole[k : k + 2 * half + 1] for k in starts])
         return sum(float(x[half if k else 0 :].sum()) for k, x in enumerate(found))
 
-    def likelihoods(self, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
-        """(questions, replies, 3): bits of a reply after its context, of it alone, its tokens.
-
-        Args:
-            tokenizer: that of `new_tokenizer`.
-            questions: what to reply to, and the replies.
-        """
-        start, end = (tokenizer.token_to_id(x) for x in (START, END))
-        after, alone = [], []
-        for question in questions:
-            texts = _encoded(tokenizer, [*question.said, *question.replies])
-            count = len(question.said)
-            before = [start, *(x for turn in texts[:count] for x in (*turn, end))]
-            for text in texts[count:]:
-                reply = [*text[: self.context // 2], end]
-                after.append(np.array((before + reply)[-self.context - 1 :]))
-                alone.append(np.array([start, *reply]))
-        both = zip(self.bits(after), self.bits(alone), strict=True)
-        found = [(x[-len(y) :].sum(), y.sum(), len(y)) for x, y in both]
-        return np.array(found).reshape(len(questions), -1, 3)
-
 
 def bits_of_xz(learn: Dialogues, test: Dialogues) -> float:
     """Bits per byte of `as_bytes` by which xz grows when it packs the test after all else."""
@@ -631,11 +610,10 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
     """The test, on conversations that were neither learned from nor used to choose anything.
 
     "bits per byte" of the network and of xz, and "reply ranking": the share of replies that are
-    found among ten, by the network and by common words. The network's score is that of what matches
-    replies, and a part of what `replies.by_likelihood` says; how large a part, and of how many
-    turns words are compared, is chosen on the conversations for validation.
+    found among ten, by the network's matcher and by common words; with how many turns these compare
+    a reply is chosen on the conversations for validation.
     """
-    learn, judge, plan = training.learn, training.judge, training.plan
+    learn, plan = training.learn, training.plan
     watch("test", 0.1, "bits per byte")
     tests: dict[str, Any] = {
         "text": {
@@ -655,28 +633,14 @@ def examine(training: Training, watch: Watch) -> dict[str, Any]:
             (training.test, plan.questions),
         )
     )
-    found = []
-    for number, some in enumerate((chosen, asked)):
-        watch("test", 0.5 + 0.25 * number, "finding replies")
-        found.append((training.matches(some), judge.likelihoods(training.tokenizer, some)))
-
-    def scores(part: int, weight: float, power: float) -> np.ndarray:
-        matches, likelihoods = found[part]
-        return matches + weight * replies.by_likelihood(likelihoods, power)
-
-    grid = [(weight, power / 2) for weight in (0.0, 0.03, 0.1, 0.3, 1.0) for power in range(3)]
-    best = max(grid, key=lambda x: replies.share_right(scores(0, *x)))
     spans = (1, 2, 4, 8, 1000)
-    last = max(
-        spans, key=lambda k: replies.share_right(replies.by_words(training.learn, chosen, k))
-    )
+    watch("test", 0.7, "finding replies")
+    last = max(spans, key=lambda k: replies.share_right(replies.by_words(learn, chosen, k)))
+    by_words = replies.by_words(learn, asked, last)
     tests["reply ranking"] = {
-        "network": round(replies.share_right(scores(1, *best)), 4),
-        "matching alone": round(replies.share_right(scores(1, 0.0, 0.0)), 4),
-        "TF-IDF": round(replies.share_right(replies.by_words(training.learn, asked, last)), 4),
+        "network": round(replies.share_right(training.matches(asked)), 4),
+        "TF-IDF": round(replies.share_right(by_words), 4),
         "questions": len(asked),
-        "weight of the likelihoods": best[0],
-        "power of the length": best[1],
         "turns compared by TF-IDF": last,
     }
     return tests

@@ -175,22 +175,6 @@ class Matcher(nn.Module):
         return which > 0, begins, bags, last @ (embedded if hidden is None else hidden)
 
 
-def by_likelihood(found: np.ndarray, power: float) -> np.ndarray:
-    """Scores (questions, replies) by what `Judge.likelihoods` gives.
-
-    How much likelier a reply is after what was said than by itself is the pointwise mutual
-    information (Li et al., "A diversity-promoting objective function for neural conversation
-    models", 2016).
-
-    Args:
-        found: likelihoods.
-        power: of a reply's length, by which the score is divided.
-    """
-    after, alone, tokens = np.moveaxis(found, 2, 0)
-    scores: np.ndarray = (alone - after) / tokens**power
-    return scores
-
-
 def by_words(learn: Dialogues, asked: Sequence[Question], last: int) -> np.ndarray:
     """Scores (questions, replies) by common words: the cosine of TF-IDF vectors.
 

@@ -138,29 +138,9 @@ def test_questions_are_about_other_conversations():
 def test_shares_and_scores():
     scores = np.array([[2.0, 1, 0], [1, 2, 0], [1, 1, 0]])  # a tie is not found
     assert replies.share_right(scores) == pytest.approx(1 / 3)
-    found = np.array([[[10.0, 30, 4], [8, 9, 2]]])
-    np.testing.assert_allclose(replies.by_likelihood(found, 0), [[20, 1]])
-    np.testing.assert_allclose(replies.by_likelihood(found, 1), [[5, 0.5]])
     question = Question(["do you like cats"], ["cats are nice", "the weather is fine"])
     scores = replies.by_words(talks(), [question], 1)
     assert scores[0, 0] > 0 == scores[0, 1]
-
-
-def test_likelihoods_are_those_of_the_replies():
-    tokenizer = dialogue.new_tokenizer(talks(), 280)
-    model = nn.models.llama(tokenizer.get_vocab_size(), 32, 16, 2, None, 1, 24)
-    question = Question(["hello how", "fine thanks"], ["what about tea", "x" * 100])
-    found = Judge(model, 32).likelihoods(tokenizer, [question])
-    (tokens,) = dialogue.encoded(
-        tokenizer, Dialogues([[Turn("", x) for x in (*question.said, question.replies[0])]])
-    )
-    logits = model(tokens[None, :-1]).numpy()[0].astype(float)
-    chosen = logits[np.arange(len(logits)), tokens[1:]]
-    losses = np.log2(np.exp(logits).sum(-1)) - chosen / np.log(2)
-    count = int(found[0, 0, 2])
-    assert count == len(tokens) - 1 - np.flatnonzero(tokens == tokens[-1])[1]
-    assert found[0, 0, 0] == pytest.approx(losses[-count:].sum(), rel=1e-4)
-    assert found[0, 1, 2] == 17  # half a context, and the end
 
 
 def turns_of(row, start, end):
