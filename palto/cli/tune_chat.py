@@ -12,7 +12,7 @@ from palto.chat import models
 from palto.cli.rounds import INTERRUPTED, Watch, part, words
 from palto.cli.train_chat import FIGURE, draw_rounds
 from palto.recipes import dialogue
-from palto.recipes.tuning import Tune, Tuning
+from palto.recipes.dialogue import Tune, Tuning
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pytest
 
 import palto
 from palto import cli, data, nn
+from palto.chat import replies
+from palto.chat.replies import Matcher, Question
 from palto.data import Dialogues, Turn
-from palto.recipes import dialogue, replies
-from palto.recipes.dialogue import Batches, Judge, Plan, Training
-from palto.recipes.replies import Matcher, Question
-from palto.recipes.tuning import Tune, Tuning
+from palto.recipes import dialogue
+from palto.recipes.dialogue import Batches, Judge, Plan, Training, Tune, Tuning
 from palto.train import TrainingStopped
 
 tokenizers = pytest.importorskip(
