@@ -56,6 +56,7 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+TYPES = {"js": "text/javascript", "css": "text/css"}  # of a page's files
 ENDED = "the server has been ended; ask again when it is back"
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.IGNORECASE)
 
@@ -254,10 +255,6 @@ def application(routes: Sequence[Any], **options: Any) -> Starlette:
     return app
 
 
-#: What files of a page are.
-_TYPES = {"js": "text/javascript", "css": "text/css"}
-
-
 def page_routes(pages: Mapping[str, str], files: Mapping[str, str]) -> list[Any]:
     """Routes to a page and what it loads.
 
@@ -276,7 +273,7 @@ def page_routes(pages: Mapping[str, str], files: Mapping[str, str]) -> list[Any]
 
     def file(name: str) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            kind = _TYPES[name.rpartition(".")[2]]
+            kind = TYPES[name.rpartition(".")[2]]
             found: Response = responses.Response(files[name], media_type=kind)
             return found
 

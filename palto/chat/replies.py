@@ -160,7 +160,7 @@ class Matcher(nn.Module):
         number = ended - palto.astype(is_end, palto.int32)
         talk = palto.cumulative_sum(palto.astype(is_start, palto.int32), axis=1)
         which = ended[:, -1:] - 1 - palto.arange(self.TURNS, dtype=palto.int32)
-        #: By how many turns a token is older than a turn is; below 0, if it is younger.
+        # By how many turns a token is older than a turn is; below 0, if it is younger.
         older = which[:, :, None] - number[:, None]
         own = older == 0
         begins = palto.any(own & is_start[:, None], axis=2)

@@ -178,7 +178,7 @@ class Native(Lowering):
         return assembly.text()
 
     def forget_plan(self) -> bool:
-        """Let go of the graph and the steps, which no call wants; no other method may follow.
+        """Let go of the graph and the steps, which no call wants; `profile` may not follow.
 
         Returns:
             Whether it did: a part that is run from Python, and debugging, want them.
