@@ -273,16 +273,16 @@ def spectra(x: palto.Tensor) -> palto.Tensor:
 
 
 def waves() -> np.ndarray:
-    """What frames are multiplied by and summed for their spectra: (frequencies, 2, 1024)."""
-    angles = 2 * np.pi / WINDOW * (np.outer(np.arange(BINS), np.arange(WINDOW)) % WINDOW)
-    window = signal.hann_window(WINDOW).numpy()
+    """What frames are multiplied by and summed for their spectra: (1024, 2, frequencies)."""
+    angles = 2 * np.pi / WINDOW * (np.outer(np.arange(WINDOW), np.arange(BINS)) % WINDOW)
+    window = signal.hann_window(WINDOW).numpy()[:, None, None]
     return (np.stack([np.cos(angles), -np.sin(angles)], axis=1) * window).astype(np.float32)
 
 
 def some_spectra(x: palto.Tensor, kernels: palto.Tensor) -> palto.Tensor:
     """`spectra` at the frequencies of some `waves`, for which a convolution is quicker."""
-    count = kernels.shape[0]
-    kernels = palto.reshape(palto.permute_dims(kernels, (2, 1, 0)), (WINDOW, 1, 2 * count))
+    count = kernels.shape[2]
+    kernels = palto.reshape(kernels, (WINDOW, 1, 2 * count))
     found = nn.functional.conv1d(palto.reshape(x, (-1, x.shape[-1], 1)), kernels, stride=HOP)
     return palto.reshape(found, (*x.shape[:-1], found.shape[1], 2, count))
 
@@ -614,7 +614,7 @@ class Training(RoundTraining[Plan, Round]):
         def heard(_: Any, call: Any) -> tuple[Any, palto.Tensor]:
             """The spectra of one call, (3, frames, 2, bins)."""
             signals, bins = call
-            return (), some_spectra(signals, palto.take(all_waves.read(), bins, axis=0))
+            return (), some_spectra(signals, palto.take(all_waves.read(), bins, axis=2))
 
         def follow(_: Any, call: Any) -> tuple[Any, Any]:
             """One call for some frames: its loss in dB, and its state."""

@@ -203,15 +203,16 @@ class Graph:
                 steps[position][-1].append(place)
         return _Plan(constants, steps, kept, length)
 
-    def replay(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Apply the graph's operations anew to other inputs."""
+    def replay(self, *inputs: Tensor, by: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
+        """Apply the graph's operations anew to other inputs, by `apply` or what is given."""
+        by = apply if by is None else by
         mapped = {id(old): new for old, new in zip(self.inputs, inputs, strict=True)}
         for operation in self.operations:
             arguments = [mapped.get(id(x), x) for x in operation.inputs]
             differentiable = any(x.requires_grad for x in operation.outputs)
             was_cut = not differentiable and any(x.requires_grad for x in operation.inputs)
             with scope(operation.scope), set_grad_enabled(_state.grad and not was_cut):
-                results = apply(operation.primitive, *arguments, **operation.params)
+                results = by(operation.primitive, *arguments, **operation.params)
             if isinstance(results, Tensor):
                 results = (results,)
             for old, new in zip(operation.outputs, results, strict=True):

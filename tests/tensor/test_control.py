@@ -98,6 +98,18 @@ def a_scan_inside(w):
     return step
 
 
+def two_scans_inside(w):
+    def step(state, x):
+        def middle(c, e):
+            d, sines = palto.scan(lambda d, f: (palto.sin(d) * f, d + w.sum()), c, e)
+            return d * w, sines.sum(0)
+
+        inner, ys = palto.scan(middle, state, x)
+        return inner, ys.sum(0)
+
+    return step
+
+
 def two_sequences(w):
     def step(state, pair):
         a, b = pair
@@ -114,6 +126,7 @@ SCANS = {
     "state overwritten": (overwritten, real(3), real(4, 3), real(3)),
     "no sequence": (no_sequence, real(3), None, real(3)),
     "a scan in a scan": (a_scan_inside, real(2), real(4, 3, 2), real(2)),
+    "a scan in a scan in a scan": (two_scans_inside, real(2), real(3, 2, 3, 2), real(2)),
     "two sequences": (two_sequences, real(3), (real(4, 3), real(4, 3)), real(3)),
     "one step": (lstm_like, (real(2, 3), real(2, 3)), real(1, 2, 3), real(3, 3)),
 }
@@ -250,6 +263,28 @@ def test_scan_frees_what_it_does_not_need():
     assert sum(sizes) < 3 * x.size
     last.sum().backward()
     assert x.grad.shape == x.shape
+
+
+def test_scan_does_not_compute_scans_inside_again():
+    """But for single steps, which keep nothing: a product is computed twice, not three times."""
+    width, steps = 16, 20
+    w = nn.Parameter(real(width, width).astype(np.float32))
+    x = palto.asarray(real(steps, steps, width, width).astype(np.float32))
+
+    @palto.compile
+    def slope(x):
+        def follow(_, sequence):
+            return None, palto.scan(
+                lambda c, e: (palto.tanh(c @ w + e), None), sequence[0], sequence
+            )
+
+        _, (last, _) = palto.scan(follow, None, x)
+        loss = last.sum()
+        loss.backward()
+        return loss, w.grad
+
+    products = sum(row.flops for row in slope.explain(x).rows) / (2 * width**3 * steps**2)
+    assert 4 < products < 4.5  # forward, again, and two backward; and what is no product
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast, overload
 
-from palto.tensor.graph import current_trace
+from palto.tensor.graph import Gradients, Operation, current_trace
 from palto.tensor.primitives import control as rows
 from palto.tensor.tensor import Tensor
 from palto.tensor.tree import flatten, rebuild
@@ -55,8 +55,13 @@ def _composite(
         if gradient is not None and args and isinstance(args[0], Tensor):
             others = args[1:]
 
-            def formula(x: Tensor, result: Tensor, grad: Tensor) -> Tensor:
-                return gradient(result, grad, *others, **kwargs)
+            def formula(operation: Operation, grad: Tensor) -> tuple[Tensor, ...]:
+                return rows.call(
+                    f"{function.__name__}.gradient",
+                    lambda result, grad: [gradient(result, grad, *others, **kwargs)],
+                    (operation.output(), grad),
+                    operation.params["statics"],
+                )
 
         return _as_operation(
             function.__name__, function, args, kwargs, recompute=recompute, gradient=formula
@@ -89,7 +94,7 @@ def _as_operation(
     kwargs: dict[str, Any],
     *,
     recompute: bool,
-    gradient: Callable[..., Tensor] | None = None,
+    gradient: Callable[..., Gradients] | None = None,
 ) -> Any:
     leaves, tree = flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -2,12 +2,13 @@
 
 A composite is a function of other primitives that stays one operation in a trace, so that the
 compiler can schedule a softmax as a softmax; its gradient is a composite whose body is derived by
-backprop and recomputes what it needs. A scan is a loop with carried state.
+backprop and recomputes what it needs. A scan is a loop with carried state; its gradient computes
+each step again from the state before it, but keeps the results of scans in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ def call(
     statics: dict[str, Any],
     *,
     recompute: bool = False,
-    gradient: Callable[..., Tensor] | None = None,
+    gradient: Callable[..., Gradients] | None = None,
 ) -> tuple[Tensor, ...]:
     """Apply `function` as one operation. Cells it assigns are assigned after it.
 
@@ -80,8 +81,8 @@ def call(
         inputs: the tensors.
         statics: what else it was called with, for whoever schedules it.
         recompute: backprop computes its inside again instead of keeping it.
-        gradient: for a function of one tensor and one result, the gradient by a formula of its
-            own: from the tensor, the result and the result's gradient.
+        gradient: a better one than that of its body, as that of a row: from the operation and its
+            outputs' gradients.
     """
     body = trace_body(function, inputs)
     operands = (*inputs, *body.captured)
@@ -109,15 +110,9 @@ def _composite_gradient(operation: Operation, *grads: Tensor | None) -> Gradient
     used = [i for i, g in enumerate(grads) if g is not None]
     count = len(operation.inputs)
 
-    formula = operation.params["gradient"]
-    if formula is not None:
-        tensors = (*operation.inputs, operation.output(), *(g for g in grads if g is not None))
-        return call(
-            f"{operation.params['name']}.gradient",
-            lambda *tensors: [formula(*tensors)],
-            tensors,
-            operation.params["statics"],
-        )
+    gradient: Callable[..., Gradients] | None = operation.params["gradient"]
+    if gradient is not None:
+        return gradient(operation, *grads)
 
     def backward(*tensors: Tensor) -> list[Tensor]:
         inputs, incoming = tensors[:count], tensors[count:]
@@ -196,15 +191,23 @@ def _scan_numpy(
 
 
 def _scan_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
+    return _gradient_of_scan(operation.params, operation.inputs, operation.outputs, grads)
+
+
+def _gradient_of_scan(
+    params: dict[str, Any],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
     from palto.backprop import gradients
 
-    params = operation.params
     body: Graph = params["body"]
     carries, sequences = params["carries"], params["sequences"]
-    carry, xs, constants = _split(operation.inputs, carries, sequences)
-    # apply_scan added the carried state before each step as the last outputs.
-    outputs = operation.outputs
-    history = outputs[len(outputs) - carries :]
+    carry, xs, constants = _split(inputs, carries, sequences)
+    # apply_scan added to the outputs what is kept of each step; the state before it comes last.
+    last = len(outputs) - carries
+    known, history = outputs[last - len(_results_of_scans(body)) : last], outputs[last:]
 
     moving = [i for i, x in enumerate(carry) if x.dtype in DIFFERENTIABLE]
     along = [i for i, x in enumerate(xs) if x.requires_grad]
@@ -220,8 +223,9 @@ def _scan_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
         d_fixed, rest = rest[: len(fixed)], rest[len(fixed) :]
         state, rest = rest[:carries], rest[carries:]
         x, rest = rest[:sequences], rest[sequences:]
+        inner, rest = rest[: len(known)], rest[len(known) :]
         dy, inner_constants = rest[: len(used)], rest[len(used) :]
-        results = body.replay(*state, *x, *inner_constants)
+        results = body.replay(*state, *x, *inner_constants, by=_apply_knowing(iter(inner)))
         targets = [
             *(state[i] for i in moving),
             *(x[i] for i in along),
@@ -241,12 +245,12 @@ def _scan_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
     results = apply_scan(
         backward,
         [*(incoming(i) for i in moving), *(F.zeros_like(constants[i]) for i in fixed)],
-        [*history, *xs, *(incoming(i) for i in used)],
+        [*history, *xs, *known, *(incoming(i) for i in used)],
         list(constants),
         length=params["length"],
         reverse=not params["reverse"],
     )
-    filled: list[Tensor | None] = [None] * len(operation.inputs)
+    filled: list[Tensor | None] = [None] * len(inputs)
     places = [
         *moving,
         *(carries + sequences + i for i in fixed),
@@ -255,6 +259,31 @@ def _scan_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
     for place, g in zip(places, results, strict=True):
         filled[place] = g
     return filled
+
+
+def _results_of_scans(body: Graph) -> list[Tensor]:
+    return [x for o in body.operations if o.primitive is scan for x in o.outputs]
+
+
+def _apply_knowing(known: Iterator[Tensor]) -> Callable[..., Any]:
+    """`apply`, but for scans, whose results are known: only their gradients are computed."""
+
+    def applied(primitive: Primitive, *inputs: Tensor, **params: Any) -> Any:
+        if primitive is not scan:
+            return apply(primitive, *inputs, **params)
+        results = [next(known) for _ in params["body"].outputs]
+        count = len(results)
+
+        def gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
+            found = _gradient_of_scan(params, operation.inputs[count:], operation.outputs, grads)
+            return [*(None for _ in range(count)), *found]
+
+        return call(
+            "scan.known", lambda *tensors: tensors[:count], [*results, *inputs], {},
+            gradient=gradient,
+        )  # fmt: skip
+
+    return applied
 
 
 def apply_scan(
@@ -290,11 +319,11 @@ def apply_scan(
     outputs = len(graph.outputs)
     operands = (*carry, *xs, *constants, *body.captured)
     if is_grad_enabled() and any(x.requires_grad for x in operands):
-        # Backprop wants the state before every step.
+        # Backprop wants the state before every step, and what it shall not compute again.
         graph = Graph(
             graph.inputs,
             graph.operations,
-            (*graph.outputs, *graph.inputs[: len(carry)]),
+            (*graph.outputs, *_results_of_scans(graph), *graph.inputs[: len(carry)]),
             graph.tensors,
         )
     results: tuple[Tensor, ...] = apply(
