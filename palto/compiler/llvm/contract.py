@@ -59,6 +59,9 @@ FEW_ROWS = 12
 #: What units of some of the columns cost. Of some of the rows, a weight's gradient and update are
 #: made by the thread that reads these weights in the forward product, whose cache holds them then.
 COLUMNS = 1.04
+#: With up to so many summed elements for each element of a result that no cache holds, memory
+#: decides: tiles of so few rows, and wide ones, go through few pages at once.
+FEW_SUMMED, FLAT = 128, 4
 #: Of a matrix times a vector: rows of a tile, and vectors side by side along each. More rows would
 #: share few places of the first cache, where they are long.
 LENGTHWISE = 4, 2
@@ -346,7 +349,11 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     length = x.rows[-1].length if x.rows else 1
     lines = math.prod(axis.length for axis in x.rows[:-1])
     pieces = _lanes(int(x.columns), machine.vector_bytes // size_of(x.kind))
-    height, vectors = _tile(int(length), len(pieces), machine.registers)
+    is_flat = (
+        math.prod(int(axis.length) for axis in x.summed) <= FEW_SUMMED
+        and int(lines * length * x.columns) * size_of(x.kind) > 2 * machine.l2
+    )
+    height, vectors = _tile(int(length), len(pieces), machine.registers, is_flat=is_flat)
     cut, cuts = _cut(x)
     if _is_lengthwise(x, machine.vector_bytes // size_of(x.kind)):
         height, cut, cuts = LENGTHWISE[0], 0, 1
@@ -450,7 +457,7 @@ def _spans(pieces: Sequence[int], most: int) -> tuple[Span, ...]:
     return tuple(result)
 
 
-def _tile(rows: int, vectors: int, registers: int) -> tuple[int, int]:
+def _tile(rows: int, vectors: int, registers: int, *, is_flat: bool = False) -> tuple[int, int]:
     """The height and width of a tile, in rows and vectors, that takes the least time.
 
     Two multiplications start in a cycle, and two loads; a sum waits 4 cycles for the one before,
@@ -468,6 +475,9 @@ def _tile(rows: int, vectors: int, registers: int) -> tuple[int, int]:
         # A tile of one row takes b from memory, without a register.
         return min(rows, max(1, (registers - 1 - width) // width)) or 1
 
+    if is_flat:
+        width = min((registers - 1) // (FLAT + 1), vectors)
+        return height(width), width
     best = min(range(1, registers // 2 + 1), key=cost)
     # Two vectors read least of b at a time: given up for a clear gain only.
     width = best if cost(best) < 0.95 * cost(2) else 2

@@ -311,12 +311,16 @@ def test_blocks_do_not_depend_on_caches():
 
 def test_tile_fits_registers():
     def tile(machine, m=1000, n=1000):
-        plan = contract.plan(matmul(m, n, 64), machine)
+        plan = contract.plan(matmul(m, n, 256), machine)
         return plan.tiles[0].size, len(plan.panels[0].pieces)
 
     assert tile(Machine(64, 32)) == (14, 2)
     assert tile(Machine(32, 16)) == (6, 2)
     assert tile(Machine(32, 16), m=1)[1] == 8
+    update = Contraction("float", (), (Axis(1024, 1),), 1024, (Axis(32, 1024, 1024),))
+    for l2, wanted in ((1 << 20, (4, 96)), (8 << 20, (14, 32))):  # does a cache hold the result?
+        found = contract.plan(update, Machine(64, 32, l2=l2))
+        assert (max(x.size for x in found.tiles), max(x.size for x in found.panels)) == wanted
     for m in range(1, 40):
         height, width = tile(Machine(32, 16), m, 256)
         assert height == 1 or height * width + width + 1 <= 16
