@@ -216,6 +216,8 @@ class Graph:
             if isinstance(results, Tensor):
                 results = (results,)
             for old, new in zip(operation.outputs, results, strict=True):
+                if not old.requires_grad and any(x.requires_grad for x in operation.inputs):
+                    new.requires_grad = False  # a body has cut it off from the others
                 mapped[id(old)] = new
         return tuple(mapped.get(id(x), x) for x in self.outputs)
 

@@ -570,6 +570,21 @@ def scan_in_scan(xs):
     return palto.scan(row, palto.zeros((), dtype=xs.dtype), xs)
 
 
+def slope_of_scans(xs):
+    """Through scans in scans, as deep as `xs` has axes; the results of inner ones are kept."""
+
+    def run(state, xs):
+        if xs.ndim == 1:
+            return palto.scan(lambda a, b: (palto.sin(a) * 0.5 + b, a * b), state, xs)
+        return palto.scan(run, state, xs)
+
+    def loss(xs):
+        last, ys = run(palto.zeros((), dtype=xs.dtype), xs)
+        return last + palto.sum(palto.square(ys))
+
+    return palto.value_and_grad(loss)(xs)
+
+
 def exchanging_scan(xs):
     def step(state, x):
         return (state[1], state[0] * 0.9 + x), x
@@ -584,6 +599,8 @@ def test_scans_as_loops_of_the_program(executor):
     run_both(scan_in_scan, numbers("float32", (4, 7)))
     run_both(exchanging_scan, xs)
     run_both(lambda xs: exchanging_scan(xs)[0], xs)  # what is stacked, nobody reads
+    for depth in ((4, 7), (3, 4, 5)):
+        run_both(slope_of_scans, numbers("float32", depth))
     run_both(lambda xs: palto.scan(lambda c, x: (palto.sort(c + x), c), xs[0], xs), xs)
 
 

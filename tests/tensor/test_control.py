@@ -98,6 +98,29 @@ def a_scan_inside(w):
     return step
 
 
+def a_scan_of_what_is_cut_off(w):
+    def step(state, x):
+        twice, cut = palto.checkpoint(lambda s: (s * 2, palto.detach(s)), state)
+        cut, _ = palto.scan(
+            lambda c, e: (c * e, None), cut, palto.ones((3, 2), dtype=cut.dtype) * 2
+        )
+        with palto.no_grad():
+            other, _ = palto.scan(lambda c, e: (c + e, None), state, x)
+        return twice * w, cut + other * w
+
+    return step
+
+
+def a_scan_in_a_checkpoint(w):
+    def step(state, x):
+        inner = palto.checkpoint(
+            lambda s, x: palto.scan(lambda c, e: (palto.sin(c) * e + w, None), s, x)[0], state, x
+        )
+        return inner, inner * w
+
+    return step
+
+
 def two_scans_inside(w):
     def step(state, x):
         def middle(c, e):
@@ -126,6 +149,7 @@ SCANS = {
     "state overwritten": (overwritten, real(3), real(4, 3), real(3)),
     "no sequence": (no_sequence, real(3), None, real(3)),
     "a scan in a scan": (a_scan_inside, real(2), real(4, 3, 2), real(2)),
+    "a scan in a checkpoint": (a_scan_in_a_checkpoint, real(2), real(4, 3, 2), real(2)),
     "a scan in a scan in a scan": (two_scans_inside, real(2), real(3, 2, 3, 2), real(2)),
     "two sequences": (two_sequences, real(3), (real(4, 3), real(4, 3)), real(3)),
     "one step": (lstm_like, (real(2, 3), real(2, 3)), real(1, 2, 3), real(3, 3)),
@@ -175,6 +199,22 @@ def test_scan(check_gradients, name, reverse):
     for w, function in ((cell, scanned), (leaf, by_hand)):
         sum((y * y).sum() for y in function(*tensors[:-1], w) if y.dtype.kind == "f").backward()
     np.testing.assert_allclose(cell.grad, leaf.grad, rtol=1e-6)
+
+
+def test_a_scan_of_what_is_cut_off_inside_a_scan():
+    """Nothing is kept for its gradient, and none goes through it."""
+    state, xs, w = real(2), real(4, 3, 2), real(2)
+    slopes = []
+    for run in (palto.scan, lambda *args: unrolled(*args, 4, False)):
+
+        def loss(state, xs, w, run=run):
+            last, ys = run(a_scan_of_what_is_cut_off(w), state, xs)
+            return last.sum() + (palto.asarray(ys) * np.arange(8.0).reshape(4, 2)).sum()
+
+        slopes.append(palto.grad(loss, argnums=(0, 1, 2))(state, xs, w))
+    for got, wanted in zip(*slopes, strict=True):
+        np.testing.assert_allclose(got, wanted)
+    assert not slopes[0][1].numpy().any()
 
 
 def test_scan_of_no_steps():

@@ -59,8 +59,8 @@ FEW_ROWS = 12
 #: What units of some of the columns cost. Of some of the rows, a weight's gradient and update are
 #: made by the thread that reads these weights in the forward product, whose cache holds them then.
 COLUMNS = 1.04
-#: With up to so many summed elements for each element of a result that no cache holds, memory
-#: decides: tiles of so few rows, and wide ones, go through few pages at once.
+#: With up to so many summed elements for each element of a result larger than twice the second
+#: cache, memory decides: tiles of so few rows, and wide ones, go through few pages at once.
 FEW_SUMMED, FLAT = 128, 4
 #: Of a matrix times a vector: rows of a tile, and vectors side by side along each. More rows would
 #: share few places of the first cache, where they are long.
@@ -352,6 +352,7 @@ def plan(contraction: Contraction, machine: Machine) -> Plan:
     is_flat = (
         math.prod(int(axis.length) for axis in x.summed) <= FEW_SUMMED
         and int(lines * length * x.columns) * size_of(x.kind) > 2 * machine.l2
+        and not any(isinstance(n, Size) for n in (lines, length, x.columns))
     )
     height, vectors = _tile(int(length), len(pieces), machine.registers, is_flat=is_flat)
     cut, cuts = _cut(x)
@@ -475,9 +476,9 @@ def _tile(rows: int, vectors: int, registers: int, *, is_flat: bool = False) -> 
         # A tile of one row takes b from memory, without a register.
         return min(rows, max(1, (registers - 1 - width) // width)) or 1
 
-    if is_flat:
-        width = min((registers - 1) // (FLAT + 1), vectors)
-        return height(width), width
+    flat = (registers - 1) // (FLAT + 1)
+    if is_flat and vectors >= flat:
+        return height(flat), flat
     best = min(range(1, registers // 2 + 1), key=cost)
     # Two vectors read least of b at a time: given up for a clear gain only.
     width = best if cost(best) < 0.95 * cost(2) else 2

@@ -55,13 +55,14 @@ def _composite(
         if gradient is not None and args and isinstance(args[0], Tensor):
             others = args[1:]
 
-            def formula(operation: Operation, grad: Tensor) -> tuple[Tensor, ...]:
-                return rows.call(
+            def formula(operation: Operation, grad: Tensor) -> Gradients:
+                (found,) = rows.call(
                     f"{function.__name__}.gradient",
                     lambda result, grad: [gradient(result, grad, *others, **kwargs)],
                     (operation.output(), grad),
                     operation.params["statics"],
                 )
+                return [found, *(None for _ in operation.inputs[1:])]
 
         return _as_operation(
             function.__name__, function, args, kwargs, recompute=recompute, gradient=formula
@@ -130,6 +131,9 @@ def scan(
     reverse: bool = False,
 ) -> tuple[Any, Any]:
     """A loop with carried state, differentiable, as one operation.
+
+    Its gradient computes each step again from the state before it, but keeps the results of scans
+    that stand in the step itself; put such a scan into `checkpoint` to have it computed again, too.
 
     Args:
         step: from (state, elements at this step) to (new state, outputs of this step). Both state

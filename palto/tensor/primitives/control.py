@@ -3,7 +3,7 @@
 A composite is a function of other primitives that stays one operation in a trace, so that the
 compiler can schedule a softmax as a softmax; its gradient is a composite whose body is derived by
 backprop and recomputes what it needs. A scan is a loop with carried state; its gradient computes
-each step again from the state before it, but keeps the results of scans in it.
+each step again from the state before it, but keeps the results of scans that stand in it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,18 @@ class Body:
     assigned: tuple[Cell, ...]
 
 
-def trace_body(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> Body:
-    """Run `function` on valueless tensors like `examples` and keep the graph."""
+def trace_body(
+    function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], *, grad: bool = True
+) -> Body:
+    """Run `function` on valueless tensors like `examples` and keep the graph.
+
+    Args:
+        function: from tensors to a sequence of tensors.
+        examples: of its arguments.
+        grad: whether scans inside keep what backprop wants.
+    """
     trace = Trace(is_body=True)
-    with trace.active(), set_grad_enabled(True):
+    with trace.active(), set_grad_enabled(grad):
         inputs = [
             trace.placeholder(x.shape, x.dtype, requires_grad=x.requires_grad) for x in examples
         ]
@@ -105,14 +113,13 @@ def _specs(graph: Graph) -> tuple[Spec, ...]:
 def _composite_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
     from palto.backprop import gradients
 
+    gradient: Callable[..., Gradients] | None = operation.params["gradient"]
+    if gradient is not None:
+        return gradient(operation, *grads)
     body: Graph = operation.params["body"]
     wanted = [i for i, x in enumerate(operation.inputs) if x.requires_grad]
     used = [i for i, g in enumerate(grads) if g is not None]
     count = len(operation.inputs)
-
-    gradient: Callable[..., Gradients] | None = operation.params["gradient"]
-    if gradient is not None:
-        return gradient(operation, *grads)
 
     def backward(*tensors: Tensor) -> list[Tensor]:
         inputs, incoming = tensors[:count], tensors[count:]
@@ -218,6 +225,7 @@ def _gradient_of_scan(
         g = grads[i]
         return F.zeros_like(outputs[i]) if g is None else g
 
+    @set_grad_enabled(True)
     def backward(*tensors: Tensor) -> list[Tensor]:
         d_carry, rest = tensors[: len(moving)], tensors[len(moving) :]
         d_fixed, rest = rest[: len(fixed)], rest[len(fixed) :]
@@ -245,7 +253,8 @@ def _gradient_of_scan(
     results = apply_scan(
         backward,
         [*(incoming(i) for i in moving), *(F.zeros_like(constants[i]) for i in fixed)],
-        [*history, *xs, *known, *(incoming(i) for i in used)],
+        # The gradients of what is known go through the inputs of the scans that gave it.
+        [*history, *xs, *(F.detach(x) for x in known), *(incoming(i) for i in used)],
         list(constants),
         length=params["length"],
         reverse=not params["reverse"],
@@ -308,7 +317,7 @@ def apply_scan(
     examples = [example(x.shape, x.dtype) for x in carry]
     examples += [example(x.shape[1:], x.dtype) for x in xs]
     examples += constants
-    body = trace_body(step, examples)
+    body = trace_body(step, examples, grad=is_grad_enabled())
     if body.assigned:
         names = ", ".join(repr(cell.name or "a cell") for cell in body.assigned)
         raise ValueError(

@@ -317,13 +317,23 @@ def test_tile_fits_registers():
     assert tile(Machine(64, 32)) == (14, 2)
     assert tile(Machine(32, 16)) == (6, 2)
     assert tile(Machine(32, 16), m=1)[1] == 8
-    update = Contraction("float", (), (Axis(1024, 1),), 1024, (Axis(32, 1024, 1024),))
-    for l2, wanted in ((1 << 20, (4, 96)), (8 << 20, (14, 32))):  # does a cache hold the result?
-        found = contract.plan(update, Machine(64, 32, l2=l2))
-        assert (max(x.size for x in found.tiles), max(x.size for x in found.panels)) == wanted
     for m in range(1, 40):
         height, width = tile(Machine(32, 16), m, 256)
         assert height == 1 or height * width + width + 1 <= 16
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "l2", "wanted"),
+    [
+        (1024, 1024, 1 << 20, (4, 96)),
+        (1024, 1024, 8 << 20, (14, 32)),  # a cache holds the result
+        (1 << 16, 16, 1 << 20, (14, 16)),  # narrow: not even taller
+    ],
+)
+def test_tiles_are_flat_where_a_large_result_sums_little(rows, columns, l2, wanted):
+    x = Contraction("float", (), (Axis(rows, 1),), columns, (Axis(32, rows, columns),))
+    found = contract.plan(x, Machine(64, 32, l2=l2))
+    assert (max(x.size for x in found.tiles), max(x.size for x in found.panels)) == wanted
 
 
 def test_not_a_number_and_infinity():
