@@ -209,15 +209,13 @@ class Graph:
         mapped = {id(old): new for old, new in zip(self.inputs, inputs, strict=True)}
         for operation in self.operations:
             arguments = [mapped.get(id(x), x) for x in operation.inputs]
-            differentiable = any(x.requires_grad for x in operation.outputs)
-            was_cut = not differentiable and any(x.requires_grad for x in operation.inputs)
-            with scope(operation.scope), set_grad_enabled(_state.grad and not was_cut):
+            with scope(operation.scope):
                 results = by(operation.primitive, *arguments, **operation.params)
             if isinstance(results, Tensor):
                 results = (results,)
             for old, new in zip(operation.outputs, results, strict=True):
                 if not old.requires_grad and any(x.requires_grad for x in operation.inputs):
-                    new.requires_grad = False  # a body has cut it off from the others
+                    new.requires_grad = False  # it was cut off
                 mapped[id(old)] = new
         return tuple(mapped.get(id(x), x) for x in self.outputs)
 
