@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence, Set
 
 from palto.compiler import index as ix
-from palto.compiler import nests, views
+from palto.compiler import nests, views, zeros
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
 from palto.compiler.llvm.contract import Machine
@@ -137,6 +137,7 @@ class Fuser:
         uses: dict[int, int] = {}
         weight: dict[int, int] = {}
         readers: dict[int, list[Operation]] = {}
+        wanted = frozenset(self._roots)
         for operation in reversed(self.graph.operations):
             name = operation.primitive.name
             own = sum(uses.get(id(x), 0) for x in operation.outputs)
@@ -155,7 +156,7 @@ class Fuser:
             if not is_inline or len(outputs) > 1:
                 self._roots |= {id(x) for x in outputs}
             if name in ("matmul", "conv"):
-                self._product(operation, readers.get(id(outputs[0]), ()))
+                self._product(operation, readers, wanted)
             elif name == "winograd":
                 self.products[id(outputs[0])] = self._winograd(operation)
             elif name == "winograd_gradient":
@@ -271,7 +272,9 @@ class Fuser:
 
     # Products
 
-    def _product(self, operation: Operation, readers: Sequence[Operation]) -> None:
+    def _product(
+        self, operation: Operation, readers: dict[int, list[Operation]], wanted: Set[int]
+    ) -> None:
         """Note a matrix product or convolution that the contraction's kernel can compute."""
         rows: tuple[Variable, ...]
         sums: tuple[Variable, ...]
@@ -281,9 +284,11 @@ class Fuser:
             return
         name = operation.primitive.name
         result, order = out, tuple(range(out.ndim))
-        if len(readers) == 1 and readers[0].primitive.name == "permute":
+        needless: list[Index | None] = []
+        following = readers.get(id(out), [])
+        if len(following) == 1 and following[0].primitive.name == "permute":
             # Nobody wants it the way it is: compute it the way it is wanted.
-            result, order = readers[0].output(), readers[0].params["axes"]
+            result, order = following[0].output(), following[0].params["axes"]
             self._roots = self._roots - {id(out)} | {id(result)}
         if name == "matmul":
             axes = nests.variables("m", (*out.shape, x.shape[-1]))
@@ -291,6 +296,10 @@ class Fuser:
             b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
             batches, rows, sums = tuple(batch), (row,), (summed,)
             at_a, at_b, indices = (*b, m, k), (*b, k, n), (*b, m, n)
+            needless = [
+                zeros.where_zero(x, at_a), zeros.where_zero(w, at_b),
+                zeros.where_unread(out, indices, readers, wanted),
+            ]  # fmt: skip
         else:
             groups, share = operation.params["groups"], nests.out_share(operation)
             if w.shape[-2] * share == 1:
@@ -323,8 +332,9 @@ class Fuser:
         else:
             read_b = self._neighbours(w, at_b, column)
         self.products[id(result)] = Product(
-            operation, result, batches, rows, column, sums, read_a, read_b, indices
-        )
+            operation, result, batches, rows, column, sums, read_a, read_b, indices,
+            tuple(i for i in needless if i is not None),
+        )  # fmt: skip
 
     def _is_narrow(self, image: Read, channel: Variable, pixel: Variable) -> bool:
         """Whether a convolution has fewer channels than a vector, and its pixels are neighbours."""

@@ -236,7 +236,7 @@ class _Description:
             if v is not None
         )
         counts = len(product.batch), len(product.rows)
-        indices = tuple(i.key for i in product.indices)
+        indices = tuple(i.key for i in (*product.indices, *product.needless))
         operands = self._read(product.a), self._read(product.b)
         name = product.operation.primitive.name
         return (

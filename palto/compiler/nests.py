@@ -67,6 +67,7 @@ class Product:
         column: the variable of the columns.
         a, b: what is read; the columns are neighbours in `b`.
         indices: the result's indices.
+        needless: indices that are above 0 only where nothing need be summed (`zeros`).
     """
 
     operation: Operation
@@ -78,6 +79,7 @@ class Product:
     a: Read
     b: Read
     indices: tuple[Index, ...]
+    needless: tuple[Index, ...] = ()
 
 
 @dataclass(eq=False, slots=True)

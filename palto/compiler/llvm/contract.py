@@ -133,6 +133,22 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
+class Needless:
+    """Where nothing need be summed: where a sum is above 0.
+
+    Attributes:
+        row, column, summed: 1, 0 or -1 times the index along the last row axis, of the column, and
+            along the only summed axis.
+        constant: what is added.
+    """
+
+    row: int
+    column: int
+    summed: int
+    constant: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contraction:
     """What is to be computed.
 
@@ -145,6 +161,7 @@ class Contraction:
         wide_a: whether `load_a` also takes a number of neighbours, as `load_b` does.
         column_b: elements between neighbouring columns in b. Where it is not 1, b is always copied,
             so it may lie in memory the other way round, as weights (outputs, inputs) do.
+        needless: what is left out by whole tiles, and by whole indices along the summed axis.
     """
 
     kind: str
@@ -154,6 +171,7 @@ class Contraction:
     summed: tuple[Axis, ...]
     wide_a: bool = False
     column_b: int = 1
+    needless: tuple[Needless, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -722,11 +740,31 @@ class _Emitter:
                             with self.in_last(block), self.loop(0, tile.size) as which:
                                 here = self.row_at(rows, which)
                                 self.expect(batch, here, column, panel.size)
-                        sums = self.sums(tile, panel, a, b, walked)
+                        needed = self.needed(tile, row, panel, column, walked)
+                        sums = self.sums(tile, panel, a, b, needed)
                         slot = self.number((panel_number, line, number), firsts, p.unit_shape)
                         sums = self.unfinished(block, slot, sums)
                         with self.in_last(block):
                             self.hand_over(batch, rows, column, panel, sums)
+
+    def needed(self, tile: Span, row: Value, panel: Span, column: Value, walked: Bounds) -> Bounds:
+        """What must be walked along the summed axis, of a block, for any element of a tile."""
+        f = self.f
+        start, stop = map(self.constant, walked)
+        for x in self.plan.contraction.needless:
+            least = self.constant(x.constant)
+            for sign, first, size in ((x.row, row, tile.size), (x.column, column, panel.size)):
+                end = first if sign > 0 else self.add(first, size - 1)
+                least = self.add(least, self.times(end, sign)) if sign else least
+            if x.summed > 0:
+                end = f.binary("sub", self.constant(1), least)
+                stop = f.intrinsic("llvm.smin", stop, end)
+            elif x.summed < 0:
+                start = f.intrinsic("llvm.smax", start, least)
+            else:
+                is_needless = f.compare("sgt", least, self.constant(0))
+                stop = f.select(is_needless, start, stop)
+        return (start, stop) if self.plan.contraction.needless else walked
 
     @property
     def buffer(self) -> Value:
@@ -1072,7 +1110,8 @@ class _Emitter:
             self.add(place, self.times(self.constant(start), step))
             for place, step in zip(places, steps, strict=True)
         ]
-        with self.f.loop(start, stop, nonempty=True) as loop:
+        surely = depth > 0 or not self.plan.contraction.needless
+        with self.f.loop(start, stop, nonempty=surely) as loop:
             moving = [loop.carry(place) for place in places]
             carried = [loop.carry(x) for x in sums]
             inner = [(place, strides) for place, (_, strides) in zip(moving, streams, strict=True)]

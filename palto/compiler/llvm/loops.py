@@ -449,6 +449,7 @@ class Emitter:
             tuple(axis for _, axis in summed),
             wide_a=True,
             column_b=step(b[1], product.column) if product.column.length > 1 else 1,
+            needless=_needless(product, rows, summed),
         )
         self.plan = plan = _planned(spec, self.machine)
         self.units = plan.units
@@ -874,6 +875,24 @@ class Emitter:
                 f.line(
                     f"call void @palto_fail(ptr {shared.text}, i64 {code.text}, i64 {wide.text})"
                 )
+
+
+def _needless(
+    product: Product,
+    rows: Sequence[tuple[Variable, contract.Axis]],
+    summed: Sequence[tuple[Variable, contract.Axis]],
+) -> tuple[contract.Needless, ...]:
+    """What a contraction with these axes can leave out."""
+    lengths = [v.length for v in (*product.batch, *product.rows, *product.summed, product.column)]
+    if not rows or len(summed) > 1 or any(isinstance(n, Size) for n in lengths):
+        return ()
+    keys = rows[-1][0].key, product.column.key, summed[0][0].key if summed else ""
+    found: list[contract.Needless] = []
+    for index in product.needless:
+        signs = [index.terms[key][1] if key in index.terms else 0 for key in keys]
+        if index.terms.keys() <= {*keys} and all(sign in (-1, 0, 1) for sign in signs):
+            found.append(contract.Needless(signs[0], signs[1], signs[2], index.constant))
+    return tuple(found)
 
 
 def _merge_rows(

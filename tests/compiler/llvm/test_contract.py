@@ -185,6 +185,63 @@ def matmul(m, n, k, kind="float"):
     return Contraction(kind, (), (Axis(m, k),), n, (Axis(k, 1, n),))
 
 
+def needless(x, where):
+    """For each row, column and summed element whether nothing need be summed there."""
+    m, n, k = np.ogrid[: x.rows[-1].length, : x.columns, : x.summed[0].length]
+    return where.row * m + where.column * n + where.summed * k + where.constant > 0
+
+
+@pytest.mark.parametrize("m, n, k", [(37, 45, 50), (64, 32, 1000), (14, 8, 7), (1, 16, 20)])
+@pytest.mark.parametrize("signs", [
+    (-1, 0, 1), (1, 0, -1), (0, -1, 1), (0, 1, -1), (-1, 1, 0), (1, -1, 0),
+])  # fmt: skip
+@pytest.mark.parametrize("constant", [-9, 0, 4, 2000])
+def test_what_need_not_be_summed(m, n, k, signs, constant):
+    where = contract.Needless(*signs, constant)
+    x = dataclasses.replace(matmul(m, n, k), needless=(where,))
+    generator, hidden = np.random.default_rng(0), needless(x, where)
+    a, b = buffers(x, generator)
+    if signs[2]:  # what is left out are products with 0
+        (a if signs[0] else b).reshape((m, k) if signs[0] else (k, n))[
+            hidden[:, 0] if signs[0] else hidden[0].T
+        ] = 0
+    plan = contract.plan(x, host())
+    found = run(plan, compiled(plan), a, b, [(0, plan.units)])
+    plain = contract.plan(matmul(m, n, k), host())
+    wanted = run(plain, compiled(plain), a, b, [(0, plain.units)])
+    seen = np.ones((m, n), bool) if signs[2] else ~hidden[:, :, 0]
+    np.testing.assert_array_equal(found.reshape(m, n)[seen], wanted.reshape(m, n)[seen])
+
+
+@pytest.mark.parametrize("k", [50, 1000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_need_not_be_summed_is_not_read(k, sign):
+    """Whichever the tile: here it depends neither on the row nor on the column."""
+    where = contract.Needless(0, 0, sign, sign * -20)
+    x = dataclasses.replace(matmul(30, 40, k), needless=(where,))
+    a, b = buffers(x, np.random.default_rng(0))
+    hidden = needless(x, where)[0, 0]
+    assert 0 < hidden.sum() < k
+    a.reshape(30, k)[:, hidden] = np.nan
+    plan = contract.plan(x, host())
+    found = run(plan, compiled(plan), a, b, [(0, plan.units)]).reshape(30, 40)
+    wanted = a.reshape(30, k)[:, ~hidden] @ b.reshape(k, 40)[~hidden]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("m, n", [(70, 200), (200, 70)])
+def test_tiles_without_wanted_results_are_left_out(m, n):
+    where = contract.Needless(-1, 1, 0, 0)
+    x = dataclasses.replace(matmul(m, n, 30), needless=(where,))
+    plan = contract.plan(x, host())
+    a, b = buffers(x, np.random.default_rng(0))
+    found = run(plan, compiled(plan), a, b, [(0, plan.units)]).reshape(m, n)
+    sizes = [max(int(tile.size) for tile in spans) for spans in (plan.tiles, plan.panels)]
+    right = np.triu(found, sum(sizes))
+    assert (found[:, 0] != 0).all()
+    assert (right == 0).all()
+
+
 @pytest.mark.parametrize("m, n, k", [
     (1, 1, 1), (1, 128, 784), (5, 1, 300), (64, 10, 128), (13, 31, 2000), (2, 700, 5), (300, 3, 3),
     (512, 192, 130), (7, 64, 4000), (0, 3, 3), (3, 0, 3), (3, 3, 0),

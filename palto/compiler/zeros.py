@@ -1,0 +1,146 @@
+"""Zeros: what a graph itself says need not be multiplied, as under a causal mask.
+
+Scores that a mask replaces by -infinity become weights of 0, and their gradients are 0, too. Which
+these are follows from how the mask is made, by comparing counters (`iota`). So what is found is an
+index that is above 0 in such places: of a product's summed elements those which are multiplied by
+0, and of its results those which nobody looks at.
+
+What is not finite would make NaN of a product with 0; left out, it makes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+
+from palto.compiler import index as ix
+from palto.compiler import views
+from palto.compiler.index import Index
+from palto.compiler.llvm import elementwise
+from palto.tensor.graph import Operation
+from palto.tensor.tensor import Tensor
+
+#: So many operations are looked at in search of a mask.
+_FARTHEST = 24
+#: Which operations keep a value from their first input: the value, and what it becomes.
+_KEEP = {
+    ("subtract", -math.inf): -math.inf, ("add", -math.inf): -math.inf, ("exp", -math.inf): 0.0,
+    ("divide", 0.0): 0.0, ("multiply", 0.0): 0.0, ("cast", 0.0): 0.0, ("detach", 0.0): 0.0,
+    ("negative", 0.0): 0.0,
+}  # fmt: skip
+
+
+def where_zero(x: Tensor, at: Sequence[Index]) -> Index | None:
+    """An index that is above 0 only where the element `at` of a tensor is 0; None if unknown."""
+    return _Search().where(x, at, 0.0)
+
+
+def where_unread(
+    x: Tensor, at: Sequence[Index], readers: Mapping[int, Sequence[Operation]], wanted: Set[int]
+) -> Index | None:
+    """An index that is above 0 only where nothing depends on the element `at`; None if unknown.
+
+    Args:
+        x: the tensor.
+        at: its indices.
+        readers: the operations that read a tensor, by its identity.
+        wanted: the tensors that others than operations want, by identity.
+    """
+    return _Search(readers, wanted).unread(x, at)
+
+
+class _Search:
+    def __init__(
+        self,
+        readers: Mapping[int, Sequence[Operation]] | None = None,
+        wanted: Set[int] = frozenset(),
+    ) -> None:
+        self._readers, self._wanted = readers or {}, wanted
+        self._left = _FARTHEST
+
+    def where(self, x: Tensor, at: Sequence[Index], value: float) -> Index | None:
+        """Where an element is a certain value."""
+        operation = x.operation if x._value is None else None
+        self._left -= 1
+        if operation is None or self._left < 0:
+            return None
+        name, inputs = operation.primitive.name, operation.inputs
+        if name in views.PLAIN:
+            read = views.TABLE[name](operation, at)
+            return None if read.conditions else self.where(read.tensor, read.indices, value)
+        if name == "where":
+            return self._hidden(inputs[0], at) if _number(inputs[2]) == value else None
+        for (kept, before), after in _KEEP.items():
+            if name == kept and value == after:
+                found = self.where(inputs[0], at, before)
+                if found is None and name == "multiply":
+                    found = self.where(inputs[1], at, before)
+                return found
+        return None
+
+    def unread(self, x: Tensor, at: Sequence[Index]) -> Index | None:
+        """Where nobody looks at an element."""
+        readers = () if id(x) in self._wanted else self._readers.get(id(x), ())
+        found = [self._ignored(operation, x, at) for operation in readers]
+        return found[0] if found and all(f == found[0] for f in found) else None
+
+    def _ignored(self, operation: Operation, x: Tensor, at: Sequence[Index]) -> Index | None:
+        """Where no result depends on an operation's input, by way of this operation."""
+        name, inputs = operation.primitive.name, operation.inputs
+        self._left -= 1
+        if name not in elementwise.TABLE or self._left < 0:
+            return None
+        if name == "where" and inputs[1] is x and inputs[0] is not x and inputs[2] is not x:
+            return self._hidden(inputs[0], at)
+        if name == "multiply" and inputs[0] is not inputs[1]:
+            found = self.where(inputs[inputs[0] is x], at, 0.0)
+            if found is not None:
+                return found
+        return self.unread(operation.output(), at)
+
+    def _hidden(self, mask: Tensor, at: Sequence[Index]) -> Index | None:
+        """Where a mask, made by comparing counters, is false."""
+        read = _through(mask, at)
+        operation = read.tensor.operation
+        if operation is None or operation.primitive.name not in ("less", "less_equal"):
+            return None
+        left, right = (_counter(x, read.indices) for x in operation.inputs)
+        if left is None or right is None:
+            return None
+        return ix.total([(left, 1), (right, -1)]) + int(operation.primitive.name == "less")
+
+
+def _through(x: Tensor, at: Sequence[Index]) -> views.Read:
+    """What is behind plain views."""
+    read = views.Read(x, tuple(at))
+    while (operation := read.tensor.operation) is not None and read.tensor._value is None:
+        if operation.primitive.name not in views.PLAIN or read.conditions:
+            break
+        read = views.TABLE[operation.primitive.name](operation, read.indices)
+    return read
+
+
+def _number(x: Tensor) -> float | None:
+    """The number that all of a tensor is, if it is known."""
+    x = _through(x, [Index()] * x.ndim).tensor
+    return float(x.array().reshape(())) if x._value is not None and x.size == 1 else None
+
+
+def _counter(x: Tensor, at: Sequence[Index]) -> Index | None:
+    """A whole number made of counters, as an index."""
+    read = _through(x, at)
+    operation = read.tensor.operation
+    number = _number(read.tensor)
+    if number is not None:
+        return Index(int(number)) if number == int(number) else None
+    if operation is None or read.conditions:
+        return None
+    name, inputs = operation.primitive.name, operation.inputs
+    if name == "iota":
+        axis: int = operation.params["axis"]
+        return read.indices[axis]
+    if name in ("add", "subtract"):
+        left, right = (_counter(part, read.indices) for part in inputs)
+        if left is not None and right is not None:
+            return ix.total([(left, 1), (right, 1 if name == "add" else -1)])
+    return None
