@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from palto.compiler.native import Native, Step
     from palto.compiler.program import Program
 from palto.compiler.sizes import at, shape_at
+from palto.compiler.zeros import needed_share
 
 #: For how long a program is run to be profiled.
 _SECONDS = 0.3
@@ -343,6 +344,9 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
         loud.append(_condition(nest))
     read, written = at(_bytes_read(native, step), sizes), at(_bytes_written(native, step), sizes)
     flops = at(sum(x.primitive.flops(x) for x in operations), sizes)
+    if isinstance(nest, Group) and nest.product is not None and nest.product.needless:
+        needless = nest.product.operation.primitive.flops(nest.product.operation)
+        flops -= round(needless * (1 - needed_share(nest.product.needless)))
     if not tile:
         peak = rate(read + written, seconds) / copy_peak(threads)
     else:

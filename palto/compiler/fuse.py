@@ -296,10 +296,11 @@ class Fuser:
             b, m, n, k = [ix.of(v) for v in batch], ix.of(row), ix.of(column), ix.of(summed)
             batches, rows, sums = tuple(batch), (row,), (summed,)
             at_a, at_b, indices = (*b, m, k), (*b, k, n), (*b, m, n)
-            needless = [
-                zeros.where_zero(x, at_a), zeros.where_zero(w, at_b),
-                zeros.where_unread(out, indices, readers, wanted),
-            ]  # fmt: skip
+            if not any(isinstance(n, Size) for n in (*out.shape, x.shape[-1])):
+                needless = [
+                    zeros.where_zero(x, at_a), zeros.where_zero(w, at_b),
+                    zeros.where_unread(out, indices, readers, wanted),
+                ]  # fmt: skip
         else:
             groups, share = operation.params["groups"], nests.out_share(operation)
             if w.shape[-2] * share == 1:

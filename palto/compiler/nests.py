@@ -67,7 +67,8 @@ class Product:
         column: the variable of the columns.
         a, b: what is read; the columns are neighbours in `b`.
         indices: the result's indices.
-        needless: indices that are above 0 only where nothing need be summed (`zeros`).
+        needless: indices that are above 0 only where nothing need be summed (`zeros`); none with
+            run-time sizes.
     """
 
     operation: Operation

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 
+import numpy as np
+
 from palto.compiler import index as ix
 from palto.compiler import views
 from palto.compiler.index import Index
@@ -47,6 +49,17 @@ def where_unread(
         wanted: the tensors that others than operations want, by identity.
     """
     return _Search(readers, wanted).unread(x, at)
+
+
+def needed_share(needless: Sequence[Index]) -> float:
+    """Which share of a product's multiplications is left, where none of some indices is above 0."""
+    share = 1.0
+    for index in needless:
+        place = np.full((), index.constant)
+        for variable, factor in index.terms.values():
+            place = np.add.outer(place, factor * np.arange(variable.length))
+        share *= float(np.mean(place <= 0))
+    return share
 
 
 class _Search:

@@ -43,6 +43,13 @@ def test_half_of_causal_attention_is_left_out(length):
     assert [len(p.needless) for p in both(gradients, x)] == [1] * 6
 
 
+def test_explain_counts_what_is_computed():
+    x = arrays((2, 2, 160, 16))
+    rows = [row for row in palto.compile(attention).explain(*x).rows if row.kind == "matmul"]
+    whole = 2 * 4 * 160 * 160 * 16
+    assert whole // 2 < rows[1].flops < 0.51 * whole
+
+
 @pytest.mark.parametrize("length, columns", [(40, 90), (90, 40)])
 def test_more_keys_than_queries_or_fewer(length, columns):
     assert all(p.needless for p in both(gradients, arrays((2, 2, length, 16), columns=columns)))

@@ -883,8 +883,7 @@ def _needless(
     summed: Sequence[tuple[Variable, contract.Axis]],
 ) -> tuple[contract.Needless, ...]:
     """What a contraction with these axes can leave out."""
-    lengths = [v.length for v in (*product.batch, *product.rows, *product.summed, product.column)]
-    if not rows or len(summed) > 1 or any(isinstance(n, Size) for n in lengths):
+    if not rows or len(summed) > 1:
         return ()
     keys = rows[-1][0].key, product.column.key, summed[0][0].key if summed else ""
     found: list[contract.Needless] = []
