@@ -62,6 +62,9 @@ COLUMNS = 1.04
 #: With up to so many summed elements for each element of a result larger than twice the second
 #: cache, memory decides: tiles of so few rows, and wide ones, go through few pages at once.
 FEW_SUMMED, FLAT = 128, 4
+#: The fewest summed elements for each row of a tile, so that what its results need is fetched by
+#: and by while they are summed.
+PART = 3
 #: Of a matrix times a vector: rows of a tile, and vectors side by side along each. More rows would
 #: share few places of the first cache, where they are long.
 LENGTHWISE = 4, 2
@@ -313,6 +316,12 @@ class Plan:
         length = -(-int(x[0].length) // int(self.cuts)) * inner
         # Where there are fewer cuts, one may be longer.
         return max(length, SUMMED_BLOCK + inner) if isinstance(self.cuts, Size) else length
+
+    @property
+    def outer_length(self) -> int:
+        """The least length of a block along the outermost axis that it walks; 0 if unknown."""
+        x = self.contraction.summed[self.cut :]
+        return 0 if not x or isinstance(x[0].length, Size) else x[0].length // self.cuts
 
     @property
     def tile_copy(self) -> int:
@@ -736,16 +745,24 @@ class _Emitter:
                     for line, tile, number, row in self.each_tile(lines, tiles):
                         a = a_of(line, tile, number, row)[p.packs_a]
                         rows = self.row_indices(line, row)
+                        ahead = None
                         if self.expect and not p.lengthwise:
-                            with self.in_last(block), self.loop(0, tile.size) as which:
-                                here = self.row_at(rows, which)
-                                self.expect(batch, here, column, panel.size)
+                            ahead = functools.partial(self.fetch, block, batch, rows, column, panel)
                         needed = self.needed(tile, row, panel, column, walked)
-                        sums = self.sums(tile, panel, a, b, needed)
+                        sums = self.sums(tile, panel, a, b, needed, ahead)
                         slot = self.number((panel_number, line, number), firsts, p.unit_shape)
                         sums = self.unfinished(block, slot, sums)
                         with self.in_last(block):
                             self.hand_over(batch, rows, column, panel, sums)
+
+    def fetch(
+        self, block: Value, batch: list[Value], rows: list[Value], column: Value, panel: Span,
+        which: Value,
+    ) -> None:  # fmt: skip
+        """Fetch what the finished sums of one of a tile's rows will need."""
+        assert self.expect is not None
+        with self.in_last(block):
+            self.expect(batch, self.row_at(rows, which), column, panel.size)
 
     def needed(self, tile: Span, row: Value, panel: Span, column: Value, walked: Bounds) -> Bounds:
         """What must be walked along the summed axis, of a block, for any element of a tile."""
@@ -764,7 +781,8 @@ class _Emitter:
             else:
                 is_needless = f.compare("sgt", least, self.constant(0))
                 stop = f.select(is_needless, start, stop)
-        return (start, stop) if self.plan.contraction.needless else walked
+        is_all = not self.plan.contraction.needless
+        return walked if is_all else (start, f.intrinsic("llvm.smax", start, stop))
 
     @property
     def buffer(self) -> Value:
@@ -993,8 +1011,15 @@ class _Emitter:
             half //= 2
         return rows
 
-    def sums(self, tile: Span, panel: Span, a: Stream, b: Stream, walked: Bounds) -> Grid:
-        """The sums of a tile over a block, vectors of columns for each row."""
+    def sums(
+        self, tile: Span, panel: Span, a: Stream, b: Stream, walked: Bounds,
+        ahead: Callable[[Value], None] | None,
+    ) -> Grid:  # fmt: skip
+        """The sums of a tile over a block, vectors of columns for each row.
+
+        `ahead` fetches what a row's finished sums will need. All rows at once would be more than
+        the processor waits for without a pause, so the sums are made in as many parts as rows.
+        """
         f, p, lanes = self.f, self.plan, panel.pieces
         if p.lengthwise:
             return self.sums_of_rows(tile, a, b, walked)
@@ -1014,7 +1039,14 @@ class _Emitter:
             return result
 
         zeros = [f.constant(0, p.contraction.kind, n) for _ in range(tile.size) for n in lanes]
-        flat = self.walk([a, b], zeros, body, walked)
+        if ahead is None:
+            flat = self.walk([a, b], zeros, body, walked)
+        elif p.outer_length >= PART * tile.size:
+            flat = self.walk_in_parts([a, b], zeros, body, walked, tile.size, ahead)
+        else:
+            with self.loop(0, tile.size) as which:
+                ahead(which)
+            flat = self.walk([a, b], zeros, body, walked)
         return [flat[i : i + len(lanes)] for i in range(0, len(flat), len(lanes))]
 
     def fetch_rows(self, tile: Span, place: Value) -> None:
@@ -1118,6 +1150,25 @@ class _Emitter:
             after = self.walk(inner, carried, body, bounds, depth + 1, last)
             for place, step in zip(moving, steps, strict=True):
                 loop.update(place, self.add(place, step))
+            for phi, value in zip(carried, after, strict=True):
+                loop.update(phi, value)
+        return [loop.result(phi) for phi in carried]
+
+    def walk_in_parts(
+        self, streams: list[Stream], sums: list[Value], body: Body, bounds: Bounds, parts: int,
+        before: Callable[[Value], None],
+    ) -> list[Value]:  # fmt: skip
+        """Loops over a block's summed axes, the outermost in parts; something comes before each."""
+        start, stop = map(self.constant, bounds)
+        length = self.f.binary("sub", stop, start)
+        with self.f.loop(0, parts, nonempty=True) as loop:
+            carried = [loop.carry(x) for x in sums]
+            before(loop.counter)
+            ends = [
+                self.f.binary("add", start, self.over(self.f.binary("mul", n, length), parts))
+                for n in (loop.counter, self.add(loop.counter, 1))
+            ]
+            after = self.walk(streams, carried, body, (ends[0], ends[1]))
             for phi, value in zip(carried, after, strict=True):
                 loop.update(phi, value)
         return [loop.result(phi) for phi in carried]
