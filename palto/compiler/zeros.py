@@ -26,9 +26,8 @@ from palto.tensor.tensor import Tensor
 _FARTHEST = 24
 #: Which operations keep a value from their first input: the value, and what it becomes.
 _KEEP = {
-    ("subtract", -math.inf): -math.inf, ("add", -math.inf): -math.inf, ("exp", -math.inf): 0.0,
-    ("divide", 0.0): 0.0, ("multiply", 0.0): 0.0, ("cast", 0.0): 0.0, ("detach", 0.0): 0.0,
-    ("negative", 0.0): 0.0,
+    ("subtract", -math.inf): -math.inf, ("exp", -math.inf): 0.0, ("divide", 0.0): 0.0,
+    ("multiply", 0.0): 0.0, ("cast", 0.0): 0.0, ("detach", 0.0): 0.0, ("negative", 0.0): 0.0,
 }  # fmt: skip
 
 
@@ -88,6 +87,8 @@ class _Search:
                 found = self.where(inputs[0], at, before)
                 if found is None and name == "multiply":
                     found = self.where(inputs[1], at, before)
+                if found is not None and name == "subtract" and _hides_all(found, inputs[1], at):
+                    return None  # -infinity minus the greatest of it
                 return found
         return None
 
@@ -121,6 +122,16 @@ class _Search:
         if left is None or right is None:
             return None
         return ix.total([(left, 1), (right, -1)]) + int(operation.primitive.name == "less")
+
+
+def _hides_all(hidden: Index, greatest: Tensor, at: Sequence[Index]) -> bool:
+    """Whether all elements that have one greatest may be where an index is above 0."""
+    kept = {key for index in _through(greatest, at).indices for key in index.terms}
+    worst = hidden.constant
+    for key, (variable, factor) in hidden.terms.items():
+        end = factor * (variable.length - 1)
+        worst += max(end, 0) if key in kept else min(end, 0)
+    return worst > 0
 
 
 def _through(x: Tensor, at: Sequence[Index]) -> views.Read:

@@ -118,6 +118,22 @@ def test_a_mask_of_other_numbers_than_zero():
     assert not result.needless
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_of_which_nothing_is_seen(axis):
+    """Their softmax is no number, as in NumPy."""
+
+    def weighted(a, *_):
+        scores = f.where(hidden((60, 60), -1), a @ a.mT, -np.inf)
+        return F.softmax(scores, axis) @ a
+
+    (a,) = arrays((60, 24), 1)
+    compiled = palto.compile(weighted)
+    with np.errstate(invalid="ignore"):
+        wanted = weighted(palto.asarray(a)).numpy()
+    assert np.isnan(wanted).any()
+    np.testing.assert_allclose(compiled(a).numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_band_whose_width_is_known_at_run_time():
     def products(a, width):
         return f.where(hidden((60, 60), width), a @ a.mT, 0.0) @ a
