@@ -221,13 +221,13 @@ def test_matcher_learns_whose_words_come_back():
 
 
 def test_a_few_conversations_are_learned_by_heart(tmp_path):
-    plan = Plan(**SHORT | {"steps": 150, "width": 32, "hidden": 64, "lr": 1e-2})
+    plan = Plan(**SHORT | {"steps": 250, "width": 32, "hidden": 64, "lr": 1e-2})
     training = Training(tmp_path, plan, talks(7))
     before = training.bits_per_byte(training.learn)
     training.run(unwatched)
     after = training.bits_per_byte(training.learn)
     assert after < 1 < 2 < before
-    assert after < training.bits_per_byte(training.test) - 0.2  # which nobody could know
+    assert after < training.bits_per_byte(training.test) - 0.5  # which nobody could know
     assert not {training.learn[k] for k in range(5)} & {training.test[0], training.validation[0]}
 
 
