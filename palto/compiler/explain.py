@@ -345,8 +345,8 @@ def _row(native: Native, step: Step, seconds: float, threads: int, sizes: Mappin
     read, written = at(_bytes_read(native, step), sizes), at(_bytes_written(native, step), sizes)
     flops = at(sum(x.primitive.flops(x) for x in operations), sizes)
     if isinstance(nest, Group) and nest.product is not None and nest.product.needless:
-        needless = nest.product.operation.primitive.flops(nest.product.operation)
-        flops -= round(needless * (1 - needed_share(nest.product.needless)))
+        whole = nest.product.operation.primitive.flops(nest.product.operation)
+        flops -= round(whole * (1 - needed_share(nest.product.needless)))
     if not tile:
         peak = rate(read + written, seconds) / copy_peak(threads)
     else:

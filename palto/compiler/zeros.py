@@ -19,14 +19,15 @@ from palto.compiler import index as ix
 from palto.compiler import views
 from palto.compiler.index import Index
 from palto.compiler.llvm import elementwise
+from palto.compiler.prepare import read_through
 from palto.tensor.graph import Operation
 from palto.tensor.tensor import Tensor
 
 #: So many operations are looked at in search of a mask.
 _FARTHEST = 24
-#: Which operations keep a value from their first input: the value, and what it becomes.
-_KEEP = {
-    ("subtract", -math.inf): -math.inf, ("exp", -math.inf): 0.0, ("divide", 0.0): 0.0,
+#: From an operation and a value of its result to the value of its first input that makes it so.
+_MADE_OF = {
+    ("subtract", -math.inf): -math.inf, ("exp", 0.0): -math.inf, ("divide", 0.0): 0.0,
     ("multiply", 0.0): 0.0, ("cast", 0.0): 0.0, ("detach", 0.0): 0.0, ("negative", 0.0): 0.0,
 }  # fmt: skip
 
@@ -72,25 +73,23 @@ class _Search:
 
     def where(self, x: Tensor, at: Sequence[Index], value: float) -> Index | None:
         """Where an element is a certain value."""
-        operation = x.operation if x._value is None else None
+        read = _through(x, at)
+        operation, at = read.tensor.operation, read.indices
         self._left -= 1
-        if operation is None or self._left < 0:
+        if operation is None or read.tensor._value is not None or self._left < 0:
             return None
         name, inputs = operation.primitive.name, operation.inputs
-        if name in views.PLAIN:
-            read = views.TABLE[name](operation, at)
-            return None if read.conditions else self.where(read.tensor, read.indices, value)
         if name == "where":
             return self._hidden(inputs[0], at) if _number(inputs[2]) == value else None
-        for (kept, before), after in _KEEP.items():
-            if name == kept and value == after:
-                found = self.where(inputs[0], at, before)
-                if found is None and name == "multiply":
-                    found = self.where(inputs[1], at, before)
-                if found is not None and name == "subtract" and _hides_all(found, inputs[1], at):
-                    return None  # -infinity minus the greatest of it
-                return found
-        return None
+        before = _MADE_OF.get((name, value))
+        if before is None:
+            return None
+        found = self.where(inputs[0], at, before)
+        if found is None and name == "multiply":
+            found = self.where(inputs[1], at, before)
+        if found is not None and name == "subtract" and _hides_all(found, inputs[1], at):
+            return None  # -infinity minus the greatest of it
+        return found
 
     def unread(self, x: Tensor, at: Sequence[Index]) -> Index | None:
         """Where nobody looks at an element."""
@@ -136,12 +135,7 @@ def _hides_all(hidden: Index, greatest: Tensor, at: Sequence[Index]) -> bool:
 
 def _through(x: Tensor, at: Sequence[Index]) -> views.Read:
     """What is behind plain views."""
-    read = views.Read(x, tuple(at))
-    while (operation := read.tensor.operation) is not None and read.tensor._value is None:
-        if operation.primitive.name not in views.PLAIN or read.conditions:
-            break
-        read = views.TABLE[operation.primitive.name](operation, read.indices)
-    return read
+    return read_through(x, at, lambda _: False)
 
 
 def _number(x: Tensor) -> float | None:
@@ -157,7 +151,7 @@ def _counter(x: Tensor, at: Sequence[Index]) -> Index | None:
     number = _number(read.tensor)
     if number is not None:
         return Index(int(number)) if number == int(number) else None
-    if operation is None or read.conditions:
+    if operation is None:
         return None
     name, inputs = operation.primitive.name, operation.inputs
     if name == "iota":

@@ -38,7 +38,8 @@ def scaled_dot_product_attention(
         mask: bool, True where a query may look; or float, added to the scores. Broadcasts to
             (..., heads, L, S).
         dropout_p: with which probability a weight is dropped; 0 in inference.
-        is_causal: query i may look at keys 0 to i only.
+        is_causal: query i may look at keys 0 to i only; a compiled program of fixed lengths leaves
+            the others out.
         scale: instead of 1 / sqrt(width).
         enable_gqa: keys and values may have fewer heads, each for as many heads of queries, one
             after the other.

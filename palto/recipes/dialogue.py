@@ -379,7 +379,7 @@ class Network(nn.Module):
 
 
 #: How much finding replies counts beside foreseeing tokens, in what both learn; what learns nothing
-#: but to find replies does it as fast with any such number, for Adam divides by it.
+#: but to find replies does it about as fast with any such number, for Adam divides by it.
 MATCHING = 0.05
 
 
