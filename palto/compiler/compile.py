@@ -24,6 +24,7 @@ from palto.compiler.dynamic import (
     Declared,
     DynamicShapes,
     General,
+    Samples,
     points,
     with_sizes,
 )
@@ -348,8 +349,7 @@ class CompiledFunction:
         recording = traced(sampled[0])
         # What a trace reads from outside must be the same every time, and stay as it was.
         self._refuse_side_effect(guards)
-        again = traced(sampled[0])
-        different = difference(recording, again)
+        different = difference(recording, traced(sampled[0]))
         if different is None and drawn != _drawn():
             different = "it drew random numbers from Python or NumPy"
         if different is not None:
@@ -360,12 +360,14 @@ class CompiledFunction:
             )
         general = None
         if dims:
-            traces = [(sampled[0], recording), *((x, traced(x)) for x in sampled[1:])]
-            general = General(dims, comparisons, traces)
+            corners = Samples(sampled[0], recording)
+            for x in sampled[1:-1]:
+                corners = corners.and_at(x, traced(x))
+            general = General(dims, comparisons, corners.and_at(sampled[-1], traced(sampled[-1])))
             tracer = functools.partial(self._tracer, leaves, arrays, tree, declared)
-            general.is_for(sizes, tracer, traces[:-1])  # while these traces are at hand
+            general.is_for(sizes, tracer, corners)  # while these traces are at hand
             recording = general.recording
-            del traces
+            del corners
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
         greatest = {dim.name: dim.max for dim in dims}

@@ -7,12 +7,15 @@ multilinear function through its values, and must follow it in the middle, too.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +36,6 @@ _LOOKED_AT = 24
 _TRIED = 2
 #: Of one flat argument: itself, or which of its axes, is a run-time size.
 Declared = Dim | dict[int, Dim]
-#: From the sizes that a trace was made at to the trace.
-Points = Sequence[tuple[Mapping[str, int], Recording]]
 #: Given where to note comparisons: from sizes to what the function does with arguments of those.
 Tracer = Callable[[Comparisons], Callable[[Mapping[str, int]], Recording]]
 
@@ -192,13 +193,140 @@ def points(dims: Sequence[Dim]) -> list[dict[str, int]]:
     return [*corners, {dim.name: max(dim.max // 2 - 1, LEAST) | 1 for dim in dims}]
 
 
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """A constant of a trace: a short one by its bytes, another by what they hash to."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    content: bytes
+
+    @classmethod
+    def of(cls, value: Array) -> _Constant:
+        content = value.tobytes()
+        is_long = value.size > _LONGEST_LIST
+        return cls(
+            value.dtype, value.shape, hashlib.sha256(content).digest() if is_long else content
+        )
+
+    def array(self) -> Array:
+        """The values of a short one."""
+        return np.frombuffer(self.content, self.dtype).reshape(self.shape)
+
+
+class Samples:
+    """Traces of one function at some sizes, of equal structure.
+
+    The first is kept whole. Of the others are only numbers, since the trace of a large model takes
+    as much memory as all else that the compiler keeps: whatever may differ stands at a place,
+    and what it is in one trace after the other is its history. A model of many layers has few
+    different ones.
+
+    Args:
+        sizes: those of the first trace.
+        recording: the first trace.
+
+    Attributes:
+        first: the first trace.
+        sizes: of each trace, its sizes.
+        places: in the order of `_varying`, which history is there.
+        histories: whole numbers, seen or plain, or constants: one for each trace.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], recording: Recording) -> None:
+        self.first = recording
+        self.sizes: tuple[Mapping[str, int], ...] = ()
+        self.places: Sequence[int] = ()
+        self.histories: list[tuple[Any, ...]] = []
+        self._add(sizes, recording)
+
+    def and_at(self, sizes: Mapping[str, int], recording: Recording) -> Samples:
+        """These and one more.
+
+        Raises:
+            TraceError: the function does something else there.
+        """
+        different = difference(self.first, recording, is_other_size=True)
+        if different is not None:
+            raise TraceError(
+                f"the function does not do the same for {told(self.sizes[0])} and for "
+                f"{told(sizes)}: {different}. With dynamic_shapes, only lengths and numbers that "
+                "follow the size may differ"
+            )
+        result = copy.copy(self)
+        result._add(sizes, recording)
+        return result
+
+    def _add(self, sizes: Mapping[str, int], recording: Recording) -> None:
+        pasts = self.histories
+        places: Iterator[int] = iter(self.places) if pasts else itertools.repeat(0)
+        known: dict[Any, int] = {}
+        self.histories = []
+        now = array("i")
+        for past, value in zip(places, _varying(recording.graph), strict=bool(pasts)):
+            # Numbers that are equal may depend on sizes in different ways.
+            key = past, (int(value), value.size) if isinstance(value, Seen) else value
+            found = known.setdefault(key, len(known))
+            if found == len(self.histories):
+                self.histories.append((*(pasts[past] if pasts else ()), value))
+            now.append(found)
+        self.places = now
+        self.sizes = (*self.sizes, dict(sizes))
+
+
+def _varying(graph: Graph) -> Iterator[int | _Constant]:
+    """What may differ between traces, in the order in which `_Fit` asks for it."""
+    for x in graph.inputs:
+        yield from x.shape
+    for operation in graph.operations:
+        for x in operation.inputs:
+            if x._value is not None:
+                yield _Constant.of(x.array())
+        for name, value in operation.params.items():
+            if name not in _UNVARYING:
+                yield from _numbers_in(value)
+        for x in operation.outputs:
+            yield from x.shape
+    for x in graph.outputs:
+        if x._value is not None:
+            yield _Constant.of(x.array())
+
+
+#: Parameters that are no numbers.
+_UNVARYING = ("statics", "gradient")
+
+
+def _numbers_in(value: Any) -> Iterator[int | _Constant]:
+    if isinstance(value, Graph):
+        yield from _varying(value)
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _numbers_in(part)
+    elif _is_number(value):
+        yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def sampled(
+    points: Sequence[Mapping[str, int]], traced: Callable[[Mapping[str, int]], Recording]
+) -> Samples:
+    """Traces at some sizes."""
+    samples = Samples(points[0], traced(points[0]))
+    for sizes in points[1:]:
+        samples = samples.and_at(sizes, traced(sizes))
+    return samples
+
+
 class General:
     """What a function does for all sizes that it does the same for.
 
     Args:
         dims: the run-time sizes.
         comparisons: what the traces asked of these.
-        traces: the traces at `points`.
+        samples: the traces at `points`.
 
     Attributes:
         recording: what it does.
@@ -208,15 +336,17 @@ class General:
         TraceError: the function does something else at one of the points.
     """
 
-    def __init__(self, dims: Sequence[Dim], comparisons: Comparisons, traces: Points) -> None:
+    def __init__(self, dims: Sequence[Dim], comparisons: Comparisons, samples: Samples) -> None:
         self._dims, self._comparisons = dims, comparisons
-        comparisons.settle([sizes for sizes, _ in traces])
-        self.recording, self.least = generalise(dims, comparisons, traces)
+        comparisons.settle(samples.sizes)
+        self.recording, self.least = generalise(dims, comparisons, samples)
         #: Sizes that have been tried, and whether they are of this recording.
-        self._tried = [(sizes, True) for sizes, _ in traces]
+        self._tried = [(sizes, True) for sizes in samples.sizes]
         self._by_answers = self._sorted()
 
-    def is_for(self, sizes: Mapping[str, int], tracer: Tracer, corners: Points = ()) -> bool:
+    def is_for(
+        self, sizes: Mapping[str, int], tracer: Tracer, corners: Samples | None = None
+    ) -> bool:
         """Whether the function does the same for other sizes.
 
         Traces at the first sizes that give a comparison another answer tell, and at others that
@@ -240,7 +370,7 @@ class General:
         self,
         sizes: Mapping[str, int],
         traced: Callable[[Mapping[str, int]], Recording],
-        corners: Points,
+        corners: Samples | None,
     ) -> bool:
         """Whether a trace at these sizes, and some that answer alike, are of the recording."""
         try:
@@ -249,9 +379,11 @@ class General:
             return False
         like = some_like(self._dims, self._comparisons, sizes)[:_TRIED]
         try:
-            corners = corners or [(x, traced(x)) for x in points(self._dims)[:-1]]
-            others = [(x, traced(x)) for x in like]
-            generalise(self._dims, self._comparisons, [*corners, (sizes, own), *others])
+            samples = (corners or sampled(points(self._dims)[:-1], traced)).and_at(sizes, own)
+            del own
+            for other in like:
+                samples = samples.and_at(other, traced(other))
+            generalise(self._dims, self._comparisons, samples)
         except (TraceError, ValueError, IndexError):
             return False
         return True
@@ -297,31 +429,28 @@ def some_like(
 
 
 def generalise(
-    dims: Sequence[Dim], comparisons: Comparisons, traces: Points
+    dims: Sequence[Dim], comparisons: Comparisons, samples: Samples
 ) -> tuple[Recording, dict[str, int]]:
     """One recording for all sizes, and the least sizes that it is for.
 
     Args:
         dims: the run-time sizes.
         comparisons: what the traces asked of these.
-        traces: the traces at `points`; those after the corners may be at any sizes, and are what
+        samples: the traces at `points`; those after the corners may be at any sizes, and are what
             is checked.
 
     Raises:
         TraceError: the function does something else for other sizes.
     """
-    first = traces[0][1]
-    for sizes, other in traces[1:]:
-        different = difference(first, other, is_other_size=True)
-        if different is not None:
-            raise TraceError(_refusal(sizes, traces[0][0], different))
-    least = comparisons.least([sizes for sizes, _ in traces])
+    first = samples.first
+    least = comparisons.least(samples.sizes)
     # Sizes at which a length would be 0 are found by a first attempt.
     for _ in range(2):
-        fit = _Fit(dims, least, comparisons, [sizes for sizes, _ in traces])
+        fit = _Fit(dims, least, comparisons, samples)
         trace = Trace()
         with trace.active(), set_grad_enabled(False):
-            graph = fit.graph([recording.graph for _, recording in traces], trace)
+            graph = fit.graph(first.graph, trace)
+        trace.forget()
         if fit.needed == least:
             break
         least = dict(fit.needed)
@@ -329,69 +458,61 @@ def generalise(
     return replace(first, graph=graph, returned=returned), least
 
 
-def _refusal(sizes: Mapping[str, int], most: Mapping[str, int], different: str) -> str:
-    return (
-        f"the function does not do the same for {told(most)} and for {told(sizes)}: {different}. "
-        "With dynamic_shapes, only lengths and numbers that follow the size may differ"
-    )
-
-
 class _Fit:
-    """Graphs of equal structure made one."""
+    """The first of some traces, with numbers that follow the sizes as those of all do."""
 
     def __init__(
         self,
         dims: Sequence[Dim],
         least: dict[str, int],
         comparisons: Comparisons,
-        sizes: Sequence[Mapping[str, int]],
+        samples: Samples,
     ) -> None:
         self._dims = dims
         self._symbols = {dim.name: Size.of(dim, least[dim.name]) for dim in dims}
-        self._sizes = sizes
+        self._sizes = samples.sizes
         self.needed = dict(least)
         #: Of each trace, some sizes for which it would be the same.
-        self._alike = [some_like(dims, comparisons, own) for own in sizes]
-        #: Numbers by their values: a model of many layers has few different ones.
-        self._numbers: dict[Any, int] = {}
+        self._alike = [some_like(dims, comparisons, own) for own in samples.sizes]
+        self._histories, self._places = samples.histories, iter(samples.places)
+        #: The numbers through the histories that have been met.
+        self._numbers: dict[int, int] = {}
 
-    def graph(self, graphs: Sequence[Graph], trace: Trace) -> Graph:
+    def graph(self, graph: Graph, trace: Trace) -> Graph:
         """The graph for all sizes."""
         new: dict[int, Tensor] = {}
-        for xs in zip(*(graph.inputs for graph in graphs), strict=True):
-            new[id(xs[0])] = trace.placeholder(self._shape(xs, "an input"), xs[0].dtype)
-        for operations in zip(*(graph.operations for graph in graphs), strict=True):
-            old = operations[0]
+        for x in graph.inputs:
+            new[id(x)] = trace.placeholder(self._shape(x, "an input"), x.dtype)
+        for old in graph.operations:
+            where = named(old)
             with scope(old.scope):
                 inputs = [
-                    new[id(xs[0])] if id(xs[0]) in new else self._constant(xs, old)
-                    for xs in zip(*(o.inputs for o in operations), strict=True)
+                    self._constant(x, where) if x._value is not None else new[id(x)]
+                    for x in old.inputs
                 ]
                 params = {
-                    name: value if name in ("statics", "gradient") else
-                    self._value([o.params[name] for o in operations], named(old))
+                    name: value if name in _UNVARYING else self._value(value, where)
                     for name, value in old.params.items()
-                }  # fmt: skip
+                }
                 operation = Operation(old.primitive, tuple(inputs), params)
             outputs = []
-            for xs in zip(*(o.outputs for o in operations), strict=True):
-                x = Tensor(
-                    self._shape(xs, named(old)), xs[0].dtype, operation=operation,
-                    index=xs[0].index, trace=trace,
-                )  # fmt: skip
-                trace.tensors.append(x)
-                new[id(xs[0])] = x
-                outputs.append(x)
+            for x in old.outputs:
+                output = Tensor(
+                    self._shape(x, where), x.dtype, operation=operation, index=x.index, trace=trace
+                )
+                trace.tensors.append(output)
+                new[id(x)] = output
+                outputs.append(output)
             operation.set_outputs(tuple(outputs))
-        inputs = [new[id(x)] for x in graphs[0].inputs]
+        inputs = [new[id(x)] for x in graph.inputs]
         ends = [
-            new[id(xs[0])] if id(xs[0]) in new else self._constant(xs, None)
-            for xs in zip(*(graph.outputs for graph in graphs), strict=True)
+            self._constant(x, "the result") if x._value is not None else new[id(x)]
+            for x in graph.outputs
         ]
         return Graph.reaching(inputs, ends, trace.tensors)
 
-    def _shape(self, xs: Sequence[Tensor], where: str) -> tuple[int, ...]:
-        shape = tuple(self._number(n, where) for n in zip(*(x.shape for x in xs), strict=True))
+    def _shape(self, x: Tensor, where: str) -> tuple[int, ...]:
+        shape = tuple([self._number(where) for _ in x.shape])
         for n in shape:
             if isinstance(n, Size):
                 self._need(n, where)
@@ -409,28 +530,22 @@ class _Fit:
             for name in names:
                 self.needed[name] += 1
 
-    def _value(self, values: Sequence[Any], where: str) -> Any:
+    def _value(self, value: Any, where: str) -> Any:
         """A parameter for all sizes."""
-        first = values[0]
-        if isinstance(first, Graph):
+        if isinstance(value, Graph):
             trace = Trace(is_body=True)
             with trace.active():
-                return self.graph(values, trace)
-        if isinstance(first, tuple):
-            return tuple(self._value(parts, where) for parts in zip(*values, strict=True))
-        if isinstance(first, int) and not isinstance(first, bool):
-            return self._number(values, where)
-        return first  # equal, as `difference` has seen
+                return self.graph(value, trace)
+        if isinstance(value, tuple):
+            return tuple([self._value(part, where) for part in value])
+        return self._number(where) if _is_number(value) else value
 
-    def _number(self, values: Sequence[int], where: str) -> int:
-        """The whole number through its values."""
-        key = tuple([
-            (int(x), frozenset(x.size.terms.items())) if isinstance(x, Seen) else x for x in values
-        ])  # fmt: skip
-        found = self._numbers.get(key)
-        if found is None:
-            found = self._numbers[key] = self._checked(values, where)
-        return found
+    def _number(self, where: str) -> int:
+        """The whole number through the next place's history."""
+        place = next(self._places)
+        if place not in self._numbers:
+            self._numbers[place] = self._checked(self._histories[place], where)
+        return self._numbers[place]
 
     def _checked(self, values: Sequence[int], where: str) -> int:
         result = self._through(values)
@@ -470,34 +585,33 @@ class _Fit:
             result = result + math.prod(steps, start=change)
         return result
 
-    def _constant(self, xs: Sequence[Tensor], operation: Operation | None) -> Tensor:
+    def _constant(self, x: Tensor, where: str) -> Tensor:
         """A constant; where it depends on the sizes, the computation of it."""
-        arrays = [x.array() for x in xs]
-        where = "the result" if operation is None else named(operation)
-        if all(equal(array, arrays[0]) for array in arrays):
-            return xs[0]
-        is_list = all(x.shape == arrays[0].shape and x.dtype.kind in "iu" for x in arrays)
-        if is_list and arrays[0].ndim == 1 and arrays[0].size <= _LONGEST_LIST:
-            items = [
-                self._number(ns, where) for ns in zip(*(x.tolist() for x in arrays), strict=True)
-            ]
-            return F.stack([_number_of(n, xs[0].dtype) for n in items])
-        if arrays[0].ndim:
+        constants = self._histories[next(self._places)]
+        first = constants[0]
+        if all(constant == first for constant in constants):
+            return x
+        is_list = all(c.shape == first.shape and c.dtype.kind in "iu" for c in constants)
+        if is_list and x.ndim == 1 and x.size <= _LONGEST_LIST:
+            lists = [constant.array().tolist() for constant in constants]
+            items = [self._checked(ns, where) for ns in zip(*lists, strict=True)]
+            return F.stack([_number_of(n, x.dtype) for n in items])
+        if x.ndim:
             raise TraceError(
-                f"{where} uses a constant of shape {arrays[0].shape} at one size and of "
-                f"{arrays[1].shape}, or with other values, at another; compute it by Palto's "
+                f"{where} uses a constant of shape {first.shape} at one size and of "
+                f"{constants[1].shape}, or with other values, at another; compute it by Palto's "
                 "functions (palto.arange, palto.ones ...) inside"
             )
-        numbers = [array.item() for array in arrays]
-        dtype = xs[0].dtype
+        arrays = [constant.array() for constant in constants]
+        numbers, dtype = [value.item() for value in arrays], x.dtype
         if all(float(n).is_integer() for n in numbers):
-            return _number_of(self._number([int(n) for n in numbers], where), dtype)
+            return _number_of(self._checked([int(n) for n in numbers], where), dtype)
         inverse = [round(1 / n) if n else 0 for n in numbers]
         if all(
             n and equal(np.asarray(1 / n, dtype), a) for n, a in zip(inverse, arrays, strict=True)
         ):
             one = F.asarray(np.asarray(1, dtype))
-            return F.divide(one, _number_of(self._number(inverse, where), dtype))
+            return F.divide(one, _number_of(self._checked(inverse, where), dtype))
         raise TraceError(
             f"{where} uses the number {numbers[0]} where {told(self._sizes[0])} and "
             f"{numbers[1]} where {told(self._sizes[1])}. One program knows whole numbers that "

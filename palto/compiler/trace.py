@@ -91,7 +91,7 @@ def record(
             *(resolve(g) for g in trace.grads.values()),
         ]
     reads = tuple(trace.reads)
-    return Recording(
+    recording = Recording(
         graph=Graph.reaching(
             [x for x in inputs if x is not None] + [trace.reads[cell] for cell in reads],
             outputs,
@@ -106,6 +106,8 @@ def record(
         severed=tuple(x.requires_grad for x in tensors),
         arrays=tuple(_lasting(trace)),
     )
+    trace.forget()
+    return recording
 
 
 def _is_value(leaf: Any) -> bool:

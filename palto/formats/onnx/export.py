@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from palto.compiler.dynamic import DynamicShapes, General, points, told, with_sizes
+from palto.compiler.dynamic import DynamicShapes, General, points, sampled, told, with_sizes
 from palto.compiler.simplify import simplify
 from palto.compiler.sizes import LEAST, Comparisons
 from palto.compiler.trace import VALUE, Recording, record
@@ -166,7 +166,7 @@ def _traced(
     traced = tracer(comparisons)
     if not dims:
         return traced({}), {}
-    general = General(dims, comparisons, [(sizes, traced(sizes)) for sizes in points(dims)])
+    general = General(dims, comparisons, sampled(points(dims), traced))
     recording = general.recording
     for name, n in general.least.items():
         if n > LEAST:
