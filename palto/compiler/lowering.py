@@ -212,7 +212,7 @@ class Lowering:
                     self._buffers[id(x)] = Buffer(x.shape, x.dtype, "arena")
 
     def _share_rows(self) -> None:
-        """Let what only later passes over a row read lie where the row's result comes to lie."""
+        """Let what passes over a row read last lie where the row's result comes to lie."""
         readers: dict[int, set[int]] = {}
         for nest in self._fuser.nests:
             for x, _ in nest.reads:
@@ -220,12 +220,11 @@ class Lowering:
         for nest in self._fuser.nests:
             if not isinstance(nest, Group) or nest.rows is None:
                 continue
-            taken: set[int] = set()
-            for member in nest.members:
-                x = member.tensor
+            begins: dict[int, int] = {}  # by buffer, the pass that first writes what is shared
+            own = [(m.tensor, m.phase) for m in nest.members if m.kind == "map"]
+            for x, phase in [*own, *((x, -1) for x in self._read_in_place(nest))]:
                 buffer = self._buffers.get(id(x))
-                is_own = buffer is not None and buffer.role == "arena" and member.kind == "map"
-                if not is_own or readers.get(id(x)) != {nest.position}:
+                if buffer is None or buffer.role != "arena" or readers[id(x)] != {nest.position}:
                     continue
                 last = max(m.phase for m in nest.members if self._reads(m, x))
                 for other in nest.members:
@@ -234,17 +233,31 @@ class Lowering:
                         home is not None
                         and home is not buffer
                         and home.role in ("arena", "output")
-                        and id(home) not in taken
                         and other.kind == "map"
                         and other.source is other.tensor
-                        and other.phase >= last > member.phase
+                        and begins.get(id(home), other.phase) >= last > phase
                         and other.tensor.shape == x.shape
                         and other.tensor.dtype == x.dtype
                     ):
                         # Each element is read before the result's is written in its place.
-                        self._buffers[id(x)] = home
-                        taken.add(id(home))
+                        shared = [key for key, b in self._buffers.items() if b is buffer]
+                        self._buffers |= dict.fromkeys(shared, home)
+                        begins[id(home)] = phase
                         break
+
+    def _read_in_place(self, nest: Group) -> list[Tensor]:
+        """What earlier nests computed, and this one reads only at the place that it is at."""
+        found: dict[int, Tensor] = {}
+        elsewhere: set[int] = set()
+        for x, indices in nest.reads:
+            home = self._fuser.home.get(id(x))
+            if indices is None or ix.linear(indices, x.shape) != nest.place():
+                elsewhere.add(id(x))
+            elif home is None or home is nest:
+                continue
+            elif not home.position < self._fuser.kept <= nest.position:  # calls keep such ones
+                found[id(x)] = x
+        return [x for key, x in found.items() if key not in elsewhere]
 
     def _reads(self, member: Member, x: Tensor) -> bool:
         """Whether a member of a group reads a tensor."""

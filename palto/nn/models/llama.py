@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from palto import nn
 from palto.nn.attention import scaled_dot_product_attention
 from palto.tensor import Tensor, dtypes
@@ -63,8 +65,13 @@ class Cache(nn.Module):
     def __init__(self, layers: int, batch: int, heads: int, context: int, width: int) -> None:
         shape = (batch, heads, context, width)
         self.context = context
-        self.keys = tuple(nn.Buffer(F.zeros(shape), persistent=False) for _ in range(layers))
-        self.values = tuple(nn.Buffer(F.zeros(shape), persistent=False) for _ in range(layers))
+        self.keys = tuple([_room(shape) for _ in range(layers)])
+        self.values = tuple([_room(shape) for _ in range(layers)])
+
+
+def _room(shape: tuple[int, ...]) -> nn.Buffer:
+    """Zeros, of which the system gives memory only to what has been written to."""
+    return nn.Buffer(F.asarray(np.zeros(shape, np.float32), copy=False), persistent=False)
 
 
 class Attention(nn.Module):
