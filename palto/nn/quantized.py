@@ -238,14 +238,15 @@ class QuantizedWeight(Module):
         """The weights (groups, blocks in a row, block, rows) whose parts `part` gives."""
         scales, minima = self._scales(part)
         groups, blocks, rows = scales.shape
-        scales = F.reshape(scales, (groups, blocks, 1, 1, rows))
-        pieces = []
+        of_blocks = groups, blocks, 1, 1, rows
+        scales = F.reshape(scales, of_blocks)
+        minima = None if minima is None else F.reshape(minima, of_blocks)
+        zero, pieces = KINDS[self.kind].zero, []
         for codes in self._codes(part):
             # As the file's format defines it, so that rounding is the same.
-            whole = F.astype(codes - KINDS[self.kind].zero, dtypes.float32)
-            weights = scales * whole
+            weights = scales * F.astype(codes - zero if zero else codes, dtypes.float32)
             if minima is not None:
-                weights = weights + F.reshape(minima, (groups, blocks, 1, 1, rows))
+                weights = weights + minima
             pieces.append(F.reshape(weights, (groups, blocks, -1, rows)))
         return pieces[0] if len(pieces) == 1 else F.concat(pieces, axis=2)
 
