@@ -7,6 +7,7 @@ import pickle
 import re
 import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -15,8 +16,12 @@ from hypothesis import strategies as st
 
 import palto
 from palto import nn, optim
-from palto.compiler.dynamic import Size
+from palto.compiler.dynamic import Samples, Size
 from palto.compiler.sizes import Comparisons, at, bounds
+from palto.compiler.trace import record
+from palto.tensor.graph import Spec
+from palto.tensor.tensor import TraceError
+from palto.tensor.tree import flatten
 
 F = nn.functional
 MOST = 37
@@ -530,6 +535,28 @@ def test_where_two_lengths_meet_both_ways_agree_and_only_there():
         x, y = np.arange(n, dtype=np.float32), np.ones(m, np.float32)
         wanted = x.sum() / max(n, m - 1) + 1
         np.testing.assert_allclose(shares(x, y).numpy(), wanted, rtol=1e-6, err_msg=f"{n}, {m}")
+
+
+def test_of_later_traces_only_numbers_are_kept():
+    def traced(n):
+        function = lambda x: palto.where(x > n, x * (n - 1), palto.asarray(0.5)).sum()  # noqa: E731
+        leaves, tree = flatten(((np.zeros(0),), {}))
+        return record(function, leaves, tree, [Spec((n, 4), palto.float32)])
+
+    samples = Samples({"n": 9}, traced(9))
+    second = traced(8)
+    whole = [weakref.ref(x) for x in second.graph.tensors]
+    both = samples.and_at({"n": 8}, second)
+    del second
+    assert not any(x() for x in whole)
+    assert both.first is samples.first and both.sizes == ({"n": 9}, {"n": 8})
+    assert len(both.places) == len(samples.places)
+    # Each number once for each way in which it goes on, however often it stands in the trace.
+    assert {h for h in both.histories if isinstance(h[0], int)} == {(9, 8), (4, 4), (0, 0), (1, 1)}
+    assert len(samples.histories[0]) == 1, "the first ones have not changed"
+    with pytest.raises(TraceError, match="for n = 9 and for n = 7: it applied"):
+        both.and_at({"n": 7}, record(lambda x: x, *flatten(((np.zeros(0),), {})),
+                                     [Spec((7, 4), palto.float32)]))  # fmt: skip
 
 
 def test_comparisons_are_noted_by_what_they_depend_on():

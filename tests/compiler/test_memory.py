@@ -1,6 +1,7 @@
 """Where elements lie: index arithmetic, the arena, cells that are changed in place, guards."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import palto
+from palto import nn
 from palto.compiler import addresses, memory, nests
 from palto.compiler import index as ix
 from palto.compiler.memory import Buffer
@@ -138,6 +140,59 @@ def test_memory_is_used_again():
         return native_of(function).arena_bytes
 
     assert chain(12) <= chain(4)
+
+
+SCORES = (6, 40, 50)
+_random = np.random.default_rng(0)
+QUERIES = _random.normal(size=(6, 40, 4)).astype(np.float32)
+KEYS = _random.normal(size=(6, 4, 50)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("more", "tensors"),
+    [
+        (lambda scores: palto.asarray(0.0), 1),  # all is in one place, one thing after the other
+        (lambda scores: palto.cumulative_sum(scores, axis=1).sum(), 2),  # they are wanted later
+    ],
+)
+def test_a_pass_over_rows_writes_where_it_reads_last(more, tensors):
+    def attention(q, k):
+        scores = q @ k
+        return nn.functional.softmax(scores, axis=-1) @ palto.matrix_transpose(k), more(scores)
+
+    compiled = palto.compile(attention)
+    wanted = attention(palto.asarray(QUERIES), palto.asarray(KEYS))
+    for found, known in zip(compiled(QUERIES, KEYS), wanted, strict=True):
+        np.testing.assert_allclose(found.numpy(), known.numpy(), rtol=1e-4, atol=1e-5)
+    size = 4 * math.prod(SCORES)
+    assert tensors * size <= native_of(compiled).arena_bytes < (tensors + 0.5) * size
+
+
+def test_a_pass_that_reads_elsewhere_in_the_row_does_not_write_there():
+    def function(q, k):
+        scores = q @ k
+        rest = palto.exp(scores - palto.max(scores, axis=-1, keepdims=True))
+        return (rest * palto.flip(scores, axis=-1)) @ palto.matrix_transpose(k)
+
+    wanted = function(palto.asarray(QUERIES), palto.asarray(KEYS)).numpy()
+    found = palto.compile(function)(QUERIES, KEYS).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_over_rows_does_not_write_into_what_calls_keep():
+    """The scores are made of cells alone, once; what is made of them, at every call."""
+    cells = palto.Cell(QUERIES), palto.Cell(KEYS)
+
+    def function(x):
+        q, k = (cell.read() for cell in cells)
+        return nn.functional.softmax((q @ k) * x, axis=-1) @ palto.matrix_transpose(k)
+
+    compiled = palto.compile(function)
+    for factor in (1, 2, 3):
+        x = np.full(SCORES, factor, np.float32)
+        wanted = function(palto.asarray(x)).numpy()
+        np.testing.assert_allclose(compiled(x).numpy(), wanted, rtol=1e-4, atol=1e-5)
+    assert native_of(compiled).kept
 
 
 def test_writing_out_of_bounds_is_seen(monkeypatch):
