@@ -18,9 +18,9 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from palto.compiler.explain import flops_peak
-from palto.compiler.llvm import contract
+from palto.compiler.llvm import contract, tiling
 from palto.compiler.llvm.builder import Function, Value
-from palto.compiler.llvm.contract import Axis, Contraction, Machine, Plan
+from palto.compiler.llvm.tiling import Axis, Contraction, Machine, Plan
 
 engines: list[object] = []
 
@@ -176,7 +176,7 @@ def main() -> None:
         if wanted and not any(x in name for x in wanted):
             continue
         x = contraction
-        plan = contract.plan(x, machine)
+        plan = tiling.plan(x, machine)
         start = time.perf_counter()
         run = compiled(plan)
         compile_seconds = time.perf_counter() - start

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from palto.compiler import index as ix
 from palto.compiler import nests
 from palto.compiler.index import Index, Variable
-from palto.compiler.llvm.contract import Machine
+from palto.compiler.llvm.tiling import Machine
 from palto.compiler.lowering import Step
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Group

@@ -14,7 +14,7 @@ import numpy as np
 from palto.compiler import team
 from palto.compiler.executor import Explanation
 from palto.compiler.index import Index
-from palto.compiler.llvm import contract, machine
+from palto.compiler.llvm import machine, tiling
 from palto.compiler.llvm.builder import Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES
 from palto.compiler.nests import Check, Group, Single
@@ -506,7 +506,7 @@ def _least_seconds(code: machine.Code, memory: Array, threads: int) -> float:
 @cache
 def flops_peak(kind: str, threads: int) -> float:
     """10^9 floating-point operations a second of multiply-adds in registers, on so many threads."""
-    host = contract.Machine.host()
+    host = tiling.Machine.host()
     lanes = host.vector_bytes // size_of(kind)
     code = _compiled(partial(_write_chains, kind, lanes, host.fused))
     seconds = _least_seconds(code, np.zeros(threads * host.vector_bytes, np.uint8), threads)
@@ -538,7 +538,7 @@ def _write_chains(kind: str, lanes: int, fused: bool, f: Function) -> None:
 @cache
 def copy_peak(threads: int) -> float:
     """10^9 bytes a second read and written by a copy in memory, on so many threads."""
-    lanes = contract.Machine.host().vector_bytes // 4
+    lanes = tiling.Machine.host().vector_bytes // 4
     code = _compiled(partial(_write_copy, lanes))
     return rate(2 * _COPIED, _least_seconds(code, np.empty(2 * _COPIED, np.uint8), threads))
 

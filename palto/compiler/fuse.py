@@ -17,7 +17,7 @@ from palto.compiler import index as ix
 from palto.compiler import nests, views, zeros
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import elementwise
-from palto.compiler.llvm.contract import Machine
+from palto.compiler.llvm.tiling import Machine
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Reads, Single
 from palto.compiler.prepare import read_through
 from palto.compiler.sizes import Size

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from palto.compiler.llvm import cache
-from palto.compiler.llvm.contract import Machine
 from palto.compiler.llvm.loops import Kernel
+from palto.compiler.llvm.tiling import Machine
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Member, Nest, Product, Single
 from palto.compiler.simplify import frozen

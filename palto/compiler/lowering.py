@@ -15,7 +15,7 @@ from palto.compiler.checks import checks_of, condition_error
 from palto.compiler.fuse import Fuser
 from palto.compiler.kept import lasting_operations
 from palto.compiler.likeness import Wanted, kernels
-from palto.compiler.llvm import contract
+from palto.compiler.llvm import tiling
 from palto.compiler.llvm.loops import Emitter, Kernel
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Member, Nest, Single
@@ -305,7 +305,7 @@ class Lowering:
         return written
 
     def _write(self, wanted: Wanted) -> Kernel:
-        machine = contract.Machine.host()
+        machine = tiling.Machine.host()
         emitter = Emitter(self.stored, self._fuser.is_stored, set(wanted.written), machine)
         return emitter.kernel(wanted.nest)
 

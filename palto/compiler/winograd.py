@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from palto.compiler.llvm.contract import Machine
+from palto.compiler.llvm.tiling import Machine
 from palto.compiler.simplify import Apply
 from palto.compiler.sizes import Size
 from palto.tensor import dtypes

@@ -5,7 +5,7 @@ import pytest
 
 import palto
 from palto import nn, optim
-from palto.compiler.llvm.contract import Machine
+from palto.compiler.llvm.tiling import Machine
 from palto.formats import safetensors
 from palto.nn import functional
 

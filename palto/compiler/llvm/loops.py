@@ -12,7 +12,7 @@ from typing import Any
 from palto.compiler import index as ix
 from palto.compiler import nests, winograd
 from palto.compiler.index import Index, Variable
-from palto.compiler.llvm import contract
+from palto.compiler.llvm import contract, tiling
 from palto.compiler.llvm import winograd as llvm_winograd
 from palto.compiler.llvm.builder import Function, Value, size_of
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
@@ -41,7 +41,7 @@ _STREAMED, _BEYOND_NEAREST = 4096, 2**14
 _DIVIDED_LANES = 1000
 
 #: Layers of one size share their plan.
-_planned = functools.lru_cache(maxsize=1024)(contract.plan)
+_planned = functools.lru_cache(maxsize=1024)(tiling.plan)
 
 Stored = Callable[[Tensor], Buffer | None]
 
@@ -80,7 +80,7 @@ class Emitter:
         stored: Stored,
         is_stored: Callable[[Tensor], bool],
         written: set[Buffer],
-        machine: contract.Machine,
+        machine: tiling.Machine,
     ) -> None:
         self._stored, self._is_stored = stored, is_stored
         self.machine = machine
@@ -88,7 +88,7 @@ class Emitter:
         self.e = Expressions(self.f, stored, written)
         self.lanes = machine.vector_bytes // 4
         self.units = 1
-        self.plan: contract.Plan | None = None
+        self.plan: tiling.Plan | None = None
         self._pending: list[tuple[Buffer, list[Index], Element]] = []
 
     def kernel(self, nest: Nest) -> Kernel:
@@ -427,9 +427,9 @@ class Emitter:
         def step(place: Index, variable: Variable) -> int:
             return place.terms[variable.key][1] if variable.key in place.terms else 0
 
-        def axes(variables: Sequence[Variable]) -> list[tuple[Variable, contract.Axis]]:
+        def axes(variables: Sequence[Variable]) -> list[tuple[Variable, tiling.Axis]]:
             return [
-                (v, contract.Axis(v.length, step(a[1], v), step(b[1], v)))
+                (v, tiling.Axis(v.length, step(a[1], v), step(b[1], v)))
                 for v in variables
                 if v.length > 1
             ]
@@ -441,7 +441,7 @@ class Emitter:
         rows = sorted(axes(product.rows) + shared, key=lambda item: -abs(int(item[1].a)))
         summed = sorted(axes(product.summed), key=lambda item: -abs(int(item[1].a)))
         rows, values = _merge_rows(rows)
-        spec = contract.Contraction(
+        spec = tiling.Contraction(
             kind,
             tuple(axis for _, axis in batch),
             tuple(axis for _, axis in rows),
@@ -879,32 +879,32 @@ class Emitter:
 
 def _needless(
     product: Product,
-    rows: Sequence[tuple[Variable, contract.Axis]],
-    summed: Sequence[tuple[Variable, contract.Axis]],
-) -> tuple[contract.Needless, ...]:
+    rows: Sequence[tuple[Variable, tiling.Axis]],
+    summed: Sequence[tuple[Variable, tiling.Axis]],
+) -> tuple[tiling.Needless, ...]:
     """What a contraction with these axes can leave out."""
     if not rows or len(summed) > 1:
         return ()
     keys = rows[-1][0].key, product.column.key, summed[0][0].key if summed else ""
-    found: list[contract.Needless] = []
+    found: list[tiling.Needless] = []
     for index in product.needless:
         signs = [index.terms[key][1] if key in index.terms else 0 for key in keys]
         if index.terms.keys() <= {*keys} and all(sign in (-1, 0, 1) for sign in signs):
-            found.append(contract.Needless(signs[0], signs[1], signs[2], index.constant))
+            found.append(tiling.Needless(signs[0], signs[1], signs[2], index.constant))
     return tuple(found)
 
 
 def _merge_rows(
-    rows: list[tuple[Variable, contract.Axis]],
-) -> tuple[list[tuple[Variable, contract.Axis]], dict[str, Index]]:
+    rows: list[tuple[Variable, tiling.Axis]],
+) -> tuple[list[tuple[Variable, tiling.Axis]], dict[str, Index]]:
     """Neighbouring row axes with one step joined; and what the old variables are in the new."""
-    groups: list[list[tuple[Variable, contract.Axis]]] = []
+    groups: list[list[tuple[Variable, tiling.Axis]]] = []
     for item in rows:
         if groups and groups[-1][-1][1].a == item[1].a * item[1].length:
             groups[-1].append(item)
         else:
             groups.append([item])
-    merged: list[tuple[Variable, contract.Axis]] = []
+    merged: list[tuple[Variable, tiling.Axis]] = []
     values: dict[str, Index] = {}
     for group in groups:
         if len(group) == 1:
@@ -912,7 +912,7 @@ def _merge_rows(
             continue
         shape = tuple(axis.length for _, axis in group)
         variable = Variable("+".join(v.key for v, _ in group), math.prod(shape))
-        merged.append((variable, contract.Axis(variable.length, group[-1][1].a)))
+        merged.append((variable, tiling.Axis(variable.length, group[-1][1].a)))
         parts = ix.along(ix.of(variable), shape)
         values.update({v.key: part for (v, _), part in zip(group, parts, strict=True)})
     return merged, values

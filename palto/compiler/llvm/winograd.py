@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from palto.compiler.llvm import contract
+from palto.compiler.llvm import contract, tiling
 from palto.compiler.llvm.builder import Function, Value
-from palto.compiler.llvm.contract import Axis, Contraction, Machine, Plan
+from palto.compiler.llvm.tiling import Axis, Contraction, Machine, Plan
 from palto.compiler.winograd import PIXELS, RESULTS
 
 #: Bytes that the transformed tiles of a block may take.
@@ -101,7 +101,7 @@ class Layout(Results):
     def plan(self) -> Plan:
         """The 36 matrix products of a block and a panel."""
         panels = self.groups * self.share // self.panel
-        return contract.plan(
+        return tiling.plan(
             Contraction(
                 "float",
                 (Axis(PIXELS**2, self.part, panels * self.channels * self.panel),),
@@ -169,7 +169,7 @@ class GradientLayout(Results):
     def plan(self) -> Plan:
         """The 36 matrix products of a block of tiles."""
         channels, outputs = self.parts
-        found = contract.plan(
+        found = tiling.plan(
             Contraction(
                 "float",
                 (Axis(PIXELS**2, self.part, self.other_part),),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
-from palto.compiler.llvm import contract
+from palto.compiler.llvm import contract, tiling
 from palto.compiler.llvm.builder import Function
-from palto.compiler.llvm.contract import Axis, Contraction, Machine
+from palto.compiler.llvm.tiling import Axis, Contraction, Machine
 
 TYPES = {"float": np.float32, "double": np.float64}
 ENGINES = []
@@ -118,7 +118,7 @@ def buffers(x, generator):
 
 
 def check(x, generator, machine=None):
-    plan = contract.plan(x, machine or host())
+    plan = tiling.plan(x, machine or host())
     a, b = buffers(x, generator)
     function = compiled(plan)
     whole = run(plan, function, a, b, [(0, plan.units)])
@@ -170,14 +170,14 @@ def random_contraction(generator):
 def test_random(seed, monkeypatch):
     generator = np.random.default_rng(seed)
     if seed % 2:  # many units and blocks also where the work is small
-        monkeypatch.setattr(contract, "SUMMED_BLOCK", 20)
-        monkeypatch.setattr(contract, "SUMMED_WHOLE", 30)
-        monkeypatch.setattr(contract, "UNIT_FLOPS", 1 << 10)
+        monkeypatch.setattr(tiling, "SUMMED_BLOCK", 20)
+        monkeypatch.setattr(tiling, "SUMMED_WHOLE", 30)
+        monkeypatch.setattr(tiling, "UNIT_FLOPS", 1 << 10)
     if seed % 4 > 1:  # copies
         for name in ("FAR_LENGTH", "COPY_A", "COPY_B"):
-            monkeypatch.setattr(contract, name, 0)
+            monkeypatch.setattr(tiling, name, 0)
         for name in ("FAR_A", "FAR_B"):
-            monkeypatch.setattr(contract, name, 1)
+            monkeypatch.setattr(tiling, name, 1)
     check(random_contraction(generator), generator)
 
 
@@ -197,7 +197,7 @@ def needless(x, where):
 ])  # fmt: skip
 @pytest.mark.parametrize("constant", [-9, 0, 4, 2000])
 def test_what_need_not_be_summed(m, n, k, signs, constant):
-    where = contract.Needless(*signs, constant)
+    where = tiling.Needless(*signs, constant)
     x = dataclasses.replace(matmul(m, n, k), needless=(where,))
     generator, hidden = np.random.default_rng(0), needless(x, where)
     a, b = buffers(x, generator)
@@ -205,9 +205,9 @@ def test_what_need_not_be_summed(m, n, k, signs, constant):
         (a if signs[0] else b).reshape((m, k) if signs[0] else (k, n))[
             hidden[:, 0] if signs[0] else hidden[0].T
         ] = 0
-    plan = contract.plan(x, host())
+    plan = tiling.plan(x, host())
     found = run(plan, compiled(plan), a, b, [(0, plan.units)])
-    plain = contract.plan(matmul(m, n, k), host())
+    plain = tiling.plan(matmul(m, n, k), host())
     wanted = run(plain, compiled(plain), a, b, [(0, plain.units)])
     seen = np.ones((m, n), bool) if signs[2] else ~hidden[:, :, 0]
     np.testing.assert_array_equal(found.reshape(m, n)[seen], wanted.reshape(m, n)[seen])
@@ -217,13 +217,13 @@ def test_what_need_not_be_summed(m, n, k, signs, constant):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_need_not_be_summed_is_not_read(k, sign):
     """Whichever the tile: here it depends neither on the row nor on the column."""
-    where = contract.Needless(0, 0, sign, sign * -20)
+    where = tiling.Needless(0, 0, sign, sign * -20)
     x = dataclasses.replace(matmul(30, 40, k), needless=(where,))
     a, b = buffers(x, np.random.default_rng(0))
     hidden = needless(x, where)[0, 0]
     assert 0 < hidden.sum() < k
     a.reshape(30, k)[:, hidden] = np.nan
-    plan = contract.plan(x, host())
+    plan = tiling.plan(x, host())
     found = run(plan, compiled(plan), a, b, [(0, plan.units)]).reshape(30, 40)
     wanted = a.reshape(30, k)[:, ~hidden] @ b.reshape(k, 40)[~hidden]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
@@ -231,9 +231,9 @@ def test_what_need_not_be_summed_is_not_read(k, sign):
 
 @pytest.mark.parametrize("m, n", [(70, 200), (200, 70)])
 def test_tiles_without_wanted_results_are_left_out(m, n):
-    where = contract.Needless(-1, 1, 0, 0)
+    where = tiling.Needless(-1, 1, 0, 0)
     x = dataclasses.replace(matmul(m, n, 30), needless=(where,))
-    plan = contract.plan(x, host())
+    plan = tiling.plan(x, host())
     a, b = buffers(x, np.random.default_rng(0))
     found = run(plan, compiled(plan), a, b, [(0, plan.units)]).reshape(m, n)
     sizes = [max(int(tile.size) for tile in spans) for spans in (plan.tiles, plan.panels)]
@@ -284,7 +284,7 @@ def matrix_vector(rows, length, kind, *, batch=1, outer=1, gap=0):
 @pytest.mark.parametrize("kind", ["float", "double"])
 def test_a_matrix_times_a_vector(rows, length, form, kind):
     x = matrix_vector(rows, length, kind, **form)
-    assert contract.plan(x, host()).lengthwise
+    assert tiling.plan(x, host()).lengthwise
     check(x, np.random.default_rng(rows))
 
 
@@ -292,9 +292,9 @@ def test_rows_of_a_matrix_times_a_vector_do_not_depend_on_their_tile():
     generator = np.random.default_rng(0)
     x = matrix_vector(11, 1000, "float")
     a, b = buffers(x, generator)
-    plan = contract.plan(x, host())
+    plan = tiling.plan(x, host())
     whole = run(plan, compiled(plan), a, b, [(0, plan.units)])
-    single = contract.plan(matrix_vector(1, 1000, "float"), host())
+    single = tiling.plan(matrix_vector(1, 1000, "float"), host())
     function = compiled(single)
     for row in range(11):
         alone = run(single, function, a[1000 * row :].copy(), b, [(0, single.units)])
@@ -348,7 +348,7 @@ def test_tiles_and_caches_do_not_change_a_bit():
     machines = [
         Machine(32, 16), Machine(16, 16, 1 << 10, 1 << 12, threads=1), Machine(32, 32, threads=3),
     ]  # fmt: skip
-    plans = [contract.plan(x, machine) for machine in machines]
+    plans = [tiling.plan(x, machine) for machine in machines]
     results = [run(p, compiled(p), a, b, [(0, p.units)]) for p in plans]
     assert plans[0].blocks > 1
     for result in results[1:]:
@@ -357,18 +357,18 @@ def test_tiles_and_caches_do_not_change_a_bit():
 
 def test_threads_share_large_work():
     for x in (matmul(512, 512, 512), convolution(16, 28, 32, 64, 3, 1), matmul(64, 128, 784)):
-        assert contract.plan(x, Machine(32, 16)).units >= 16
+        assert tiling.plan(x, Machine(32, 16)).units >= 16
 
 
 def test_blocks_do_not_depend_on_caches():
     x = convolution_weights(64, 27, 64, 192, 5, 1)
-    plans = [contract.plan(x, Machine(32, 16, l1, l2)) for l1, l2 in ((1, 1), (1 << 20, 1 << 24))]
+    plans = [tiling.plan(x, Machine(32, 16, l1, l2)) for l1, l2 in ((1, 1), (1 << 20, 1 << 24))]
     assert plans[0].blocks == plans[1].blocks > 1
 
 
 def test_tile_fits_registers():
     def tile(machine, m=1000, n=1000):
-        plan = contract.plan(matmul(m, n, 256), machine)
+        plan = tiling.plan(matmul(m, n, 256), machine)
         return plan.tiles[0].size, len(plan.panels[0].pieces)
 
     assert tile(Machine(64, 32)) == (14, 2)
@@ -389,13 +389,13 @@ def test_tile_fits_registers():
 )
 def test_tiles_are_flat_where_a_large_result_sums_little(rows, columns, l2, wanted):
     x = Contraction("float", (), (Axis(rows, 1),), columns, (Axis(32, rows, columns),))
-    found = contract.plan(x, Machine(64, 32, l2=l2))
+    found = tiling.plan(x, Machine(64, 32, l2=l2))
     assert (max(x.size for x in found.tiles), max(x.size for x in found.panels)) == wanted
 
 
 def test_not_a_number_and_infinity():
     x = matmul(7, 19, 33)
-    plan = contract.plan(x, host())
+    plan = tiling.plan(x, host())
     a, b = buffers(x, np.random.default_rng(0))
     a[2 * 33 + 5], b[7 * 19 + 18] = np.nan, np.inf
     result = run(plan, compiled(plan), a, b, [(0, plan.units)])
@@ -407,7 +407,7 @@ def test_not_a_number_and_infinity():
 
 def test_converting_loads():
     x = matmul(20, 30, 40, "double")
-    plan = contract.plan(x, host())
+    plan = tiling.plan(x, host())
     a, b = (y.astype(np.float32) for y in buffers(x, np.random.default_rng(0)))
     result = run(plan, compiled(plan, "float"), a, b, [(0, plan.units)])
     np.testing.assert_allclose(result, expected(x, a, b)[0], rtol=1e-12, atol=1e-12)
