@@ -68,8 +68,9 @@ def emit(
         prefetch_b: starts to fetch what `load_b` will read; 1-5 % for a b that the caches do not
             hold. The offset may lie beyond b.
         prefetch_a: likewise for a, into the first or second cache.
-        expect: is told before a tile is summed, of each row, the indices, the first column and how
-            many columns will be finished, so that it can fetch what that needs.
+        expect: is told while a tile is summed, of each row of the next one, the indices, the first
+            column and how many columns will be finished, so that it can fetch what that needs. The
+            row may lie beyond the last.
         private: whether no other thread uses the buffer; then `plan.share` elements are enough.
     """
     if plan.units:
@@ -175,7 +176,9 @@ class _Emitter:
                         rows = self.row_indices(line, row)
                         ahead = None
                         if self.expect and not p.lengthwise:
-                            ahead = functools.partial(self.fetch, block, batch, rows, column, panel)
+                            ahead = functools.partial(
+                                self.fetch, block, batch, tile, rows, column, panel
+                            )
                         needed = self.needed(tile, row, panel, column, walked)
                         sums = self.sums(tile, panel, a, b, needed, ahead)
                         slot = self.number((panel_number, line, number), firsts, p.unit_shape)
@@ -184,13 +187,13 @@ class _Emitter:
                             self.hand_over(batch, rows, column, panel, sums)
 
     def fetch(
-        self, block: Value, batch: list[Value], rows: list[Value], column: Value, panel: Span,
-        which: Value,
+        self, block: Value, batch: list[Value], tile: Span, rows: list[Value], column: Value,
+        panel: Span, which: Value,
     ) -> None:  # fmt: skip
-        """Fetch what the finished sums of one of a tile's rows will need."""
+        """Fetch what the finished sums of one of the next tile's rows will need."""
         assert self.expect is not None
         with self.in_last(block):
-            self.expect(batch, self.row_at(rows, which), column, panel.size)
+            self.expect(batch, self.row_at(rows, self.add(which, tile.size)), column, panel.size)
 
     def needed(self, tile: Span, row: Value, panel: Span, column: Value, walked: Bounds) -> Bounds:
         """What must be walked along the summed axis, of a block, for any element of a tile."""
@@ -445,8 +448,8 @@ class _Emitter:
     ) -> Grid:  # fmt: skip
         """The sums of a tile over a block, vectors of columns for each row.
 
-        `ahead` fetches what a row's finished sums will need. All rows at once would be more than
-        the processor waits for without a pause, so the sums are made in as many parts as rows.
+        `ahead` fetches what one of the next tile's rows will need. All rows at once would be more
+        than the processor waits for without a pause, so the sums are made in as many parts.
         """
         f, p, lanes = self.f, self.plan, panel.pieces
         if p.lengthwise:

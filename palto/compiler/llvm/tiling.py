@@ -45,6 +45,7 @@ AWAY = 0.05
 COPY_A, COPY_B = 0.3, 1.2
 #: What a panel of b costs that comes from beyond the second cache.
 FETCH_B = 0.5
+_PAGE, _LINE = 4096, 64
 #: From so many bytes between neighbours along more summed elements, they share few places of the
 #: first cache; what each doubling costs where they are not copied.
 FAR_A, FAR_B, FAR_LENGTH, FAR = 512, 256, 64, 0.06
@@ -78,6 +79,15 @@ class Machine:
     l2: int = 512 << 10
     fused: bool = True
     threads: int = 16
+
+    def crowds(self, distance: int, count: int) -> bool:
+        """Whether lines so many bytes apart are for fewer places of the first cache than they are.
+
+        A line's place in it is that in its page, and each place holds as many lines as the cache
+        has pages.
+        """
+        places = _PAGE // max(math.gcd(distance, _PAGE), _LINE)
+        return count > places * (self.l1 // _PAGE)
 
     @staticmethod
     @functools.cache
@@ -566,12 +576,15 @@ def _panels_stay(p: Plan) -> bool:
 def _far(p: Plan) -> tuple[float, float]:
     """How much longer a multiplication takes because a, or b, is read at large distances."""
     x = p.contraction
-    if not x.summed or p.block_length <= FAR_LENGTH or p.lengthwise:
+    if not x.summed or p.lengthwise:
         return 0.0, 0.0
     size, inner = size_of(x.kind), x.summed[-1]
     distances = (abs(inner.a) * size, FAR_A), (abs(inner.b) * size, FAR_B)
     far_a, far_b = (FAR * math.log2(2 * n / least) if n >= least else 0.0 for n, least in distances)
-    return far_a, far_b
+    if p.block_length > FAR_LENGTH:
+        return far_a, far_b
+    # What fits in the first cache lies there, unless its lines are for few places of it.
+    return 0.0, far_b if p.machine.crowds(distances[1][0], p.block_length) else 0.0
 
 
 def _block_bytes(p: Plan) -> int:
