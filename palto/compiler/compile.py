@@ -70,9 +70,6 @@ class _Entry:
 
     def forget_plan(self) -> None:
         self.program.forget_plan()
-        self.recording = self.recording.without_graph()
-        if self.general is not None:
-            self.general.recording = self.recording
         _give_back()
 
     def changed(self) -> str | None:
@@ -366,13 +363,13 @@ class CompiledFunction:
             general = General(dims, comparisons, corners.and_at(sampled[-1], traced(sampled[-1])))
             tracer = functools.partial(self._tracer, leaves, arrays, tree, declared)
             general.is_for(sizes, tracer, corners)  # while these traces are at hand
-            recording = general.recording
+            recording = general.take()
             del corners
         self._refuse_side_effect(guards)
         guards.add_cells(recording.reads)
         greatest = {dim.name: dim.max for dim in dims}
         program = self._executor.program(recording, greatest, keep_grad=self._keep_grad)
-        return _Entry(guards, recording, program, general)
+        return _Entry(guards, recording.without_graph(), program, general)
 
     def _tracer(
         self,

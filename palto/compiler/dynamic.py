@@ -329,7 +329,6 @@ class General:
         samples: the traces at `points`.
 
     Attributes:
-        recording: what it does.
         least: the sizes below which it does something else.
 
     Raises:
@@ -339,10 +338,17 @@ class General:
     def __init__(self, dims: Sequence[Dim], comparisons: Comparisons, samples: Samples) -> None:
         self._dims, self._comparisons = dims, comparisons
         comparisons.settle(samples.sizes)
-        self.recording, self.least = generalise(dims, comparisons, samples)
+        self._recording: Recording | None
+        self._recording, self.least = generalise(dims, comparisons, samples)
         #: Sizes that have been tried, and whether they are of this recording.
         self._tried = [(sizes, True) for sizes in samples.sizes]
         self._by_answers = self._sorted()
+
+    def take(self) -> Recording:
+        """What the function does. It is handed over, as nothing here needs it any more."""
+        recording, self._recording = self._recording, None
+        assert recording is not None
+        return recording
 
     def is_for(
         self, sizes: Mapping[str, int], tracer: Tracer, corners: Samples | None = None

@@ -177,17 +177,14 @@ class Native(Lowering):
         self.kernel_count = assembly.kernel_count
         return assembly.text()
 
-    def forget_plan(self) -> bool:
+    def forget_plan(self) -> None:
         """Let go of the graph and the steps, which no call wants; `profile` may not follow.
 
-        Returns:
-            Whether it did: a part that is run from Python, and debugging, want them.
+        Where a part is run from Python, and in debugging, they are wanted, and stay.
         """
-        if self._between or self._debug:
-            return False
-        assert self._fixed is not None  # is known from now on
-        self.__dict__ = {name: x for name, x in vars(self).items() if name in _RUNNING}
-        return True
+        if not (self._between or self._debug):
+            assert self._fixed is not None  # is known from now on
+            self.__dict__ = {name: x for name, x in vars(self).items() if name in _RUNNING}
 
     # Running
 

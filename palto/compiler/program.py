@@ -44,7 +44,7 @@ class Program(Runnable):
     def __init__(
         self, recording: Recording, greatest: Mapping[str, int], *, keep_grad: bool
     ) -> None:
-        self._recording = recording
+        self._recording = recording.without_graph()
         traced = recording.wanted(gradients=keep_grad)
         returned, written = len(recording.severed), len(recording.writes)
         arguments = len(traced.inputs) - len(recording.reads)
@@ -97,8 +97,7 @@ class Program(Runnable):
 
     def forget_plan(self) -> None:
         """See `Runnable`."""
-        if self.native.forget_plan():
-            self._recording = self._recording.without_graph()
+        self.native.forget_plan()
 
     def _look(self) -> None:
         """See whether it changes cells of which programs keep what they have computed."""

@@ -167,7 +167,7 @@ def _traced(
     if not dims:
         return traced({}), {}
     general = General(dims, comparisons, sampled(points(dims), traced))
-    recording = general.recording
+    recording = general.take()
     for name, n in general.least.items():
         if n > LEAST:
             raise UnsupportedError("Dim", f"the function wants {name!r} to be at least {n}")
