@@ -7,6 +7,7 @@ Pages draw the pictures that they show. To draw them again, run pages where they
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,8 @@ BLOCK = re.compile(
     r"^(?P<indent> *)```(?:python|py)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
+SHELL = re.compile(r"^ *```sh\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 #: How a page in Russian is named beside the English one.
 RUSSIAN = ".ru.md"
 
@@ -43,6 +46,21 @@ def blocks(path):
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start("code")) + 1
         yield line, textwrap.dedent(match["code"]), match["reason"]
+
+
+def commands(path):
+    """The words of each command `palto` in a document's shell blocks, without the first."""
+    lines = "".join(SHELL.findall(path.read_text(encoding="utf-8"))).replace("\\\n", " ")
+    return _commands(lines.splitlines())
+
+
+def mentioned_commands(path):
+    """The same of those in its text, which may be a command's name alone."""
+    return _commands(re.findall(r"`([^`]+)`", FENCED.sub("", path.read_text(encoding="utf-8"))))
+
+
+def _commands(lines):
+    return [shlex.split(x, comments=True)[1:] for x in lines if re.match(r"palto\s", x)]
 
 
 def program(path):

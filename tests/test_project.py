@@ -16,7 +16,18 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .documents import ROOT, blocks, is_russian, original, pages
+from palto import cli
+from palto.extras import MissingExtraError
+
+from .documents import (
+    ROOT,
+    blocks,
+    commands,
+    is_russian,
+    mentioned_commands,
+    original,
+    pages,
+)
 from .documents import run as run_document
 
 SOURCES = sorted(ROOT.glob("palto/**/*.py"))
@@ -307,6 +318,27 @@ def test_readme_shows_code():
 def test_a_translation_is_the_same_program(path):
     """So it is run with its original, whose pictures it shows."""
     assert [code for _, code, _ in blocks(path)] == [code for _, code, _ in blocks(original(path))]
+    assert commands(path) == commands(original(path))
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in pages()]
+)
+def test_the_command_line_understands_what_documents_say(path, capsys):
+    """It parses the commands; nothing is run."""
+    names = [[name] for name in cli._COMMANDS]
+    for words in [*commands(path), *(x for x in mentioned_commands(path) if x not in names)]:
+        try:
+            cli._command(words)
+        except MissingExtraError as error:
+            pytest.skip(f"{path.name}: {error}")
+        except SystemExit as ended:
+            assert not ended.code, (words, capsys.readouterr().err)
+
+
+def test_documents_show_commands():
+    found = [words for path in pages() for words in commands(path)]
+    assert {"train", "predict", "compare", "chat"} <= {words[0] for words in found}
 
 
 LECTURE = sorted((ROOT / "docs" / "lecture").glob("*.md"))

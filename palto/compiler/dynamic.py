@@ -32,11 +32,12 @@ from palto.tensor.tree import Tree, rebuild
 _LONGEST_LIST = 16
 #: So many small and great lengths of an axis, and others between, are looked at for exceptions.
 _LOOKED_AT = 24
-#: At so many sizes that comparisons answer alike is a function traced, besides the first.
+#: At how many further sizes with the same answers to all comparisons a function is traced, to
+#: confirm that it does the same.
 _TRIED = 2
 #: Of one flat argument: itself, or which of its axes, is a run-time size.
 Declared = Dim | dict[int, Dim]
-#: Given where to note comparisons: from sizes to what the function does with arguments of those.
+#: Takes where comparisons are noted; gives a function from sizes to the recording at those sizes.
 Tracer = Callable[[Comparisons], Callable[[Mapping[str, int]], Recording]]
 
 
@@ -217,10 +218,10 @@ class _Constant:
 class Samples:
     """Traces of one function at some sizes, of equal structure.
 
-    The first is kept whole. Of the others are only numbers, since the trace of a large model takes
-    as much memory as all else that the compiler keeps: whatever may differ stands at a place,
-    and what it is in one trace after the other is its history. A model of many layers has few
-    different ones.
+    The first is kept whole. Of the others only the numbers are kept, since the trace of a large
+    model takes as much memory as all else that the compiler keeps: whatever may differ stands at a
+    place, and what it is in one trace after the other is its history. A model of many layers has
+    few different ones.
 
     Args:
         sizes: those of the first trace.
@@ -355,8 +356,8 @@ class General:
     ) -> bool:
         """Whether the function does the same for other sizes.
 
-        Traces at the first sizes that give a comparison another answer tell, and at others that
-        give the same.
+        For each new set of answers the function is traced once at these sizes, and at up to
+        `_TRIED` others with the same answers.
 
         Args:
             sizes: the sizes.

@@ -27,7 +27,7 @@ from palto.tensor.tensor import Tensor
 
 #: A step of fewer simple operations than this is left to one thread.
 SMALL = 2**14
-#: From the position of a scan to before that of the next step.
+#: Added to a scan's position: later than every step of its body, before the next step.
 _ALMOST = 1 - 2.0**-20
 
 
@@ -212,7 +212,10 @@ class Lowering:
                     self._buffers[id(x)] = Buffer(x.shape, x.dtype, "arena")
 
     def _share_rows(self) -> None:
-        """Let what passes over a row read last lie where the row's result comes to lie."""
+        """Let what passes over rows have read use the memory of a result.
+
+        The result is first written in the pass that reads last what lay there, or in a later one.
+        """
         readers: dict[int, set[int]] = {}
         for nest in self._fuser.nests:
             for x, _ in nest.reads:
@@ -235,6 +238,7 @@ class Lowering:
                         and home.role in ("arena", "output")
                         and other.kind == "map"
                         and other.source is other.tensor
+                        # The home is first written in a pass no earlier than the last that reads x.
                         and begins.get(id(home), other.phase) >= last > phase
                         and other.tensor.shape == x.shape
                         and other.tensor.dtype == x.dtype

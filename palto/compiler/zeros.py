@@ -2,10 +2,11 @@
 
 Scores that a mask replaces by -infinity become weights of 0, and their gradients are 0, too. Which
 these are follows from how the mask is made, by comparing counters (`iota`). So what is found is an
-index that is above 0 in such places: of a product's summed elements those which are multiplied by
-0, and of its results those which nobody looks at.
+affine expression of loop counters (`Index`) that is positive only in such places: of a product's
+summed elements those which are multiplied by 0, and of its results those which nobody looks at.
 
-What is not finite would make NaN of a product with 0; left out, it makes nothing.
+Where what such a 0 multiplies is infinite or NaN, eager code gives NaN; here the product is skipped
+and adds nothing.
 """
 
 from __future__ import annotations
@@ -33,26 +34,37 @@ _MADE_OF = {
 
 
 def where_zero(x: Tensor, at: Sequence[Index]) -> Index | None:
-    """An index that is above 0 only where the element `at` of a tensor is 0; None if unknown."""
+    """An affine expression of loop counters (`Index`), positive only where an element is 0.
+
+    Args:
+        x: the tensor.
+        at: the element's indices.
+
+    Returns:
+        The expression; None if none is known.
+    """
     return _Search().where(x, at, 0.0)
 
 
 def where_unread(
     x: Tensor, at: Sequence[Index], readers: Mapping[int, Sequence[Operation]], wanted: Set[int]
 ) -> Index | None:
-    """An index that is above 0 only where nothing depends on the element `at`; None if unknown.
+    """An affine expression of loop counters (`Index`), positive only where an element is unread.
 
     Args:
         x: the tensor.
-        at: its indices.
+        at: the element's indices.
         readers: the operations that read a tensor, by its identity.
         wanted: the tensors that others than operations want, by identity.
+
+    Returns:
+        The expression; None if none is known.
     """
     return _Search(readers, wanted).unread(x, at)
 
 
 def needed_share(needless: Sequence[Index]) -> float:
-    """Which share of a product's multiplications is left, where none of some indices is above 0."""
+    """Which share of a product's multiplications is left, where no such expression is positive."""
     share = 1.0
     for index in needless:
         place = np.full((), index.constant)
@@ -106,7 +118,7 @@ class _Search:
         if name == "where" and inputs[1] is x and inputs[0] is not x and inputs[2] is not x:
             return self._hidden(inputs[0], at)
         if name == "multiply" and inputs[0] is not inputs[1]:
-            found = self.where(inputs[inputs[0] is x], at, 0.0)
+            found = self.where(inputs[1] if inputs[0] is x else inputs[0], at, 0.0)
             if found is not None:
                 return found
         return self.unread(operation.output(), at)
@@ -124,7 +136,7 @@ class _Search:
 
 
 def _hides_all(hidden: Index, greatest: Tensor, at: Sequence[Index]) -> bool:
-    """Whether all elements that have one greatest may be where an index is above 0."""
+    """Whether all elements that have one greatest may be where `hidden` is positive."""
     kept = {key for index in _through(greatest, at).indices for key in index.terms}
     worst = hidden.constant
     for key, (variable, factor) in hidden.terms.items():

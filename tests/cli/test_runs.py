@@ -24,6 +24,8 @@ from palto.train.run import (
     open_examples,
 )
 
+from ..documents import ROOT, commands
+
 KINDS = ("blue", "green", "red")
 
 
@@ -74,6 +76,15 @@ def test_from_a_folder_of_pictures_to_a_prediction(pictures, capsys):
     assert status == 0 and len(lines) == 21
     assert lines[0].split(": ")[1].startswith("red ") and "%" in lines[0]
     assert all(": blue " in line for line in lines[1:])
+
+
+def test_the_command_that_readme_begins_with(pictures, capsys, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    shutil.move(pictures, "photos")
+    words, *_ = commands(ROOT / "README.md")
+    assert words[:2] == ["train", "photos/"]
+    status, said = palto(capsys, *words, "--epochs", "1")
+    assert status == 0, said.err
 
 
 def test_predictions_for_programs(pictures, capsys):
