@@ -230,6 +230,9 @@ class Run:
         classes: the names of the labels.
         command: the command that began it.
         encoder: how the table that it learns from becomes numbers, if it is a table.
+
+    Raises:
+        ValueError: the model or the augmentation does not take such inputs.
     """
 
     def __init__(
@@ -249,6 +252,7 @@ class Run:
         self.encoder = encoder
         random.manual_seed(config.seed)
         self.model = build_model(config.model, shape, len(classes) or 1)
+        self._augmentation = build_augmentation(config.augment, len(classes), shape)
 
     @classmethod
     def create(
@@ -265,6 +269,8 @@ class Run:
 
         Raises:
             FileExistsError: the folder holds a run.
+            ValueError: the model or the augmentation does not take the examples; nothing is
+                written then.
             OSError: the folder cannot be written to.
         """
         path = Path(folder)
@@ -277,8 +283,8 @@ class Run:
                 f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
                 "another folder with --out"
             )
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path, config, examples.shape, examples.classes, command, encoder)
+        path.mkdir(parents=True, exist_ok=True)
         _write_json(
             path / CONFIG_FILE,
             {
@@ -351,7 +357,7 @@ class Run:
             makers[config.optimizer](),
             self._loss(),
             self._task(),
-            augment=build_augmentation(config.augment, len(self.classes), self.shape),
+            augment=self._augmentation,
             clip_norm=config.clip_norm,
             folder=self.folder / "checkpoints",
             patience=config.patience,

@@ -264,6 +264,24 @@ def test_a_run_that_is_there_already(pictures, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--model", "lenet", "--size", "64"], "28 or 32"),
+        (["--model", "fast_resnet"], "wants images"),
+        (["--augment", "flip"], "augmentation is for images"),
+    ],
+)
+def test_a_start_that_fails_leaves_no_folder(
+    pictures, flats, monkeypatch, capsys, tmp_path, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    data = [pictures] if "--size" in words else [flats, "--target", "price"]
+    status, said = palto(capsys, "train", *data, *words)
+    assert status == 2 and message in said.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["train", "nowhere"], "nowhere"),
         (["resume", "nowhere"], "holds no run"),
         (["evaluate", "nowhere"], "holds no run"),
