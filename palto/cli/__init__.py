@@ -20,6 +20,7 @@ from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.cli.serve import Serve
 from palto.cli.tune import Tune
+from palto.cli.wording import in_options
 from palto.data import DataUnavailableError
 from palto.extras import MissingExtraError, require
 from palto.train.trainer import TrainingStopped
@@ -63,12 +64,14 @@ _EXPLAINED = (
 def main(words: list[str] | None = None) -> int:
     """Run the command line; the words after `palto` by default."""
     words = sys.argv[1:] if words is None else words
+    command = None
     try:
-        return int(_command(words).run())
+        command = _command(words)
+        return int(command.run())
     except KeyboardInterrupt:  # where nothing is kept: a program is being compiled, say
         return 130
     except _EXPLAINED as error:
-        print(f"palto: {error}", file=sys.stderr)
+        print(f"palto: {in_options(str(error), command)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"       {note}", file=sys.stderr)
         return 2

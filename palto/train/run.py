@@ -21,6 +21,7 @@ from palto import __version__
 from palto.compiler import Explanation
 from palto.compiler.executor import Executor
 from palto.data import DataLoader, Dataset, TableDataset, TableEncoder, augment, open_source
+from palto.data.sources.tables import Task
 from palto.nn import functional, models
 from palto.nn.convolution import Conv2d
 from palto.nn.module import Module
@@ -78,6 +79,8 @@ class Config:
     """Colours of a folder's images: 1 for grey, 3 for colour."""
     target: str | None = None
     """The column of a table that is to be predicted."""
+    task: Task | None = None
+    """How the target is predicted: classify takes its cells as classes, regress as numbers."""
     skip_bad_images: bool = False
     """Leave out images that cannot be read, instead of stopping."""
     workers: int = 0
@@ -141,7 +144,8 @@ def open_examples(
         config.data,
         size=config.size,
         channels=config.channels,
-        target=config.target if encoder is None else None,  # an encoder knows it
+        target=config.target if encoder is None else None,  # an encoder knows both
+        task=config.task if encoder is None else None,
         encoder=encoder,
         on_error="skip" if config.skip_bad_images else "raise",
         validation=0.0 if only_test else config.validation,

@@ -89,7 +89,7 @@ def test_a_pipe(ready, monkeypatch, capsys, file, wanted):
     [
         ((), "", "the input is empty"),
         (("--context", "99999", "x"), "", "from 129 to 256 tokens"),
-        (("--top-p", "7", "x"), "", "top_p should be"),
+        (("--top-p", "7", "x"), "", "--top-p should be"),
         (("--web", "x"), "", "leave this one out"),
         ((), "word " * 3000, "too long"),
         (("--model", "nowhere", "x"), "", "no file nowhere"),

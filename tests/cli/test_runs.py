@@ -393,7 +393,7 @@ def test_profile(pictures, capsys):
     assert status == 0 and "answer: " in said.out and re.search(r"matmul .* 2x3 of 3072 ", said.out)
     assert before == {path: path.read_bytes() for path in before}
     status, said = palto(capsys, "profile", run, "--batch-size", "0")
-    assert status == 2 and "batch_size must be from 1 to 54" in said.err
+    assert status == 2 and "--batch-size must be from 1 to 54" in said.err
 
 
 def test_profile_before_anything_is_learnt(pictures, capsys, tmp_path):

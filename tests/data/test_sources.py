@@ -458,7 +458,7 @@ def test_truncated_images(photos, format, capsys):
     except ValueError as error:  # some formats have their index at the end
         assert f"bad.{format}: " in str(error)
     else:
-        with pytest.raises(ValueError, match=rf"bad\.{format}: .*; replace or remove it, or open"):
+        with pytest.raises(ValueError, match=rf"bad\.{format}: .*; replace or remove it, or leave"):
             for _ in data.DataLoader(train, 4, num_workers=2):
                 pass
     train, rest = data.image_folder(photos, on_error="skip", validation=0.4)
