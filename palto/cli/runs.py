@@ -47,8 +47,8 @@ class Train(Machines, Config):
 
     Better: palto train --model lenet --augment crop flip --epochs 20
 
-    An application instead, the self-driving car or the echo canceller: palto train drive --help,
-    palto train echo --help
+    An application instead, the self-driving car, the echo canceller or the chat model: palto train
+    drive --help, palto train echo --help, palto train chat --help
     """
 
     data: Positional[str] = "fashion-mnist"

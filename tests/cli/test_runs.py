@@ -365,6 +365,8 @@ def test_help_teaches(capsys):
     said = capsys.readouterr().out
     for part in ("palto train photos/", "--preset alexnet", "--augment", "--epochs", "default"):
         assert part in said
+    for name in ("drive", "echo", "chat"):
+        assert f"palto train {name} --help" in " ".join(said.split())
 
 
 def test_help_of_profile_teaches(capsys):

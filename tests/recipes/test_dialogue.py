@@ -364,7 +364,7 @@ def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys):
         (["train", "chat", "--data", "broken.jsonl"], "line 2: a message has"),
         (["train", "chat", "--data", "few.jsonl"], "too little to learn from"),
         (["train", "chat", "--width", "31"], "heads of an even width"),
-        (["train", "chitchat"], "palto.data.chitchat"),
+        (["train", "chitchat"], "`palto train chat` learns from them"),
         (["tune", "chat", "--data", "few.jsonl", "--model", "none"], "none"),
         (["tune", "chat", "--data", "few.jsonl", "--context", "512"], "at most 256"),
         (["tune", "chat", "--rank", "0"], "rank"),

@@ -51,6 +51,7 @@ class Source:
             answers: then a function of its name in `palto.data` gives what there is.
         resizes: whether its images can be had in any size, in colour or grey.
         table: its table, where it has columns, one of which is predicted.
+        command: the command that learns from it, where its examples have no answers.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     open: Callable[[Options, str | None, Task | None], Pair] | None
     resizes: bool = False
     table: Path | None = None
+    command: str | None = None
 
     @property
     def here(self) -> bool:
@@ -111,6 +113,7 @@ SOURCES = {
             origin="Digium and others; Debian's packages asterisk-core-sounds-*-g722",
             files=tuple(SPEECH.values()),
             open=None,
+            command="palto train echo",
         ),
         Source(
             name="chitchat",
@@ -120,6 +123,7 @@ SOURCES = {
             origin="BYU's PCC Lab; the Python package chitchat-dataset",
             files=(CHITCHAT,),
             open=None,
+            command="palto train chat",
         ),
     )
 }
@@ -211,7 +215,8 @@ def open_source(
         )
     if source is not None and source.open is None:
         raise ValueError(
-            f"{text} holds no examples with answers: {source.what}; see palto.data.{source.name}"
+            f"{text} holds no examples with answers: {source.what}; `{source.command}` learns from "
+            f"them, and palto.data.{source.name} gives them"
         )
     is_table = not has_files and kind.endswith(TABLES) if source is None else bool(source.table)
     for option, value, fits, wanted in (
