@@ -178,8 +178,6 @@ class Talk:
         with _ctrl_c() as pressed:
             self._await_programs()
             progress = _Progress()
-            if not self._reader.program_count:
-                progress.say("getting ready ...")
             for piece in answer:
                 if isinstance(piece, Progress):
                     progress.show(piece)
@@ -205,13 +203,18 @@ class Talk:
         return answer.text
 
     def _await_programs(self) -> None:
-        if self._warm_up is not None:
-            progress = _Progress()
-            if self._warm_up.is_alive():
-                progress.say("getting ready ...")
+        """Wait until they are made, so that this counts neither as reading nor as writing."""
+        if self._warm_up is None and self._reader.program_count:
+            return
+        progress = _Progress()
+        if self._warm_up is None or self._warm_up.is_alive():
+            progress.say("getting ready ...")
+        if self._warm_up is None:
+            self._reader.warm_up()
+        else:
             self._warm_up.join()
-            progress.clear()
-            self._warm_up = None
+        progress.clear()
+        self._warm_up = None
 
     # A conversation
 
