@@ -23,7 +23,7 @@ from palto.extras import require
 if TYPE_CHECKING:
     from palto.chat.models import ChatModel
 
-CONTEXT = 2048  # tokens, if the model has learned to overlook so many
+CONTEXT = 2048  # tokens, if the model has learned to look back on so many
 COMMANDS = {
     "/help": "this list",
     "/reset": "begin a new conversation",
@@ -69,7 +69,8 @@ class Chat(Options, web.ServerOptions):
     system: str | None = None
     """What the model is told to be."""
     context: int | None = None
-    """The longest conversation, in tokens; by default 2048, or what the model can overlook."""
+    """The longest conversation, in tokens; by default 2048, or what the model can look back
+    on."""
     stats: bool = False
     """Say after each answer how fast it came."""
     web: bool = False

@@ -103,7 +103,7 @@ def test_a_pipe(ready, monkeypatch, capsys, file, wanted):
     ("words", "given", "message"),
     [
         ((), "", "the input is empty"),
-        (("--context", "99999", "x"), "", "from 129 to 256 tokens"),
+        (("--context", "99999", "x"), "", "from 16 to 256 tokens"),
         (("--top-p", "7", "x"), "", "--top-p should be"),
         (("--web", "x"), "", "leave this one out"),
         ((), "word " * 3000, "too long"),
