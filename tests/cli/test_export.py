@@ -206,3 +206,10 @@ def test_what_has_not_been_trained_is_not_exported(tmp_path, capsys):
     (tmp_path / "tokenizer.json").write_text("{}")
     status, said = palto(capsys, "export", tmp_path)
     assert status == 2 and "Hugging Face's form" in said.err
+
+
+def test_help_names_what_can_be_exported(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "run of `palto train`, `palto train drive` or `palto train echo`" in said
