@@ -89,9 +89,13 @@ def _command(words: list[str]) -> Any:
         require(library, name, f"palto {verb} {name}")
         kind = importlib.import_module(f"palto.cli.{verb}_{name}").Command
         return tyro.cli(kind, prog=f"palto {verb} {name}", args=words[2:])
-    markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
-    markers["train"] = tyro.conf.subcommand("train", default=preset_named(words))
-    kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]
+    if words and words[0] in _COMMANDS:
+        name, *options = words
+        kind, prog = _COMMANDS[name], f"palto {name}"
+        if kind is Train:
+            return tyro.cli(Train, prog=prog, args=options, default=preset_named(options))
+        return tyro.cli(kind, prog=prog, args=options)
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items()]
     any_of_them: Any = functools.reduce(operator.or_, kinds)
     return tyro.cli(
         any_of_them,

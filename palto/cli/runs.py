@@ -142,6 +142,11 @@ class Predict:
         """Do it."""
         run = Run.open(self.run_folder)
         predictor = run.predictor()
+        if not self.files:
+            raise ValueError(
+                f"name {predictor.kind} to predict, or folders of them: palto predict "
+                f"{self.run_folder} {predictor.kind.upper()}"
+            )
         failed = 0
         for file, line, answer in predictor.predict(self.files, complain=_complain):
             if answer is None:

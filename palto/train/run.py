@@ -273,21 +273,22 @@ class Run:
 
         Raises:
             FileExistsError: the folder holds a run.
-            ValueError: the model or the augmentation does not take the examples; nothing is
-                written then.
+            ValueError: the model, the augmentation or the loss does not take the examples; nothing
+                is written then.
             OSError: the folder cannot be written to.
         """
+        if config.label_smoothing and not examples.classes:
+            raise ValueError("label_smoothing is for classes, this data has numbers: leave it out")
         path = Path(folder)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        encoder = examples.encoder
+        run = cls(path, config, examples.shape, examples.classes, command, examples.encoder)
         if executor is not None and executor.rank:
-            return cls(path, config, examples.shape, examples.classes, command, encoder)
+            return run
         if (path / CONFIG_FILE).exists():
             raise FileExistsError(
                 f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
                 "another folder with --out"
             )
-        run = cls(path, config, examples.shape, examples.classes, command, encoder)
         path.mkdir(parents=True, exist_ok=True)
         _write_json(
             path / CONFIG_FILE,
@@ -295,7 +296,7 @@ class Run:
                 "config": dataclasses.asdict(config),
                 "shape": list(run.shape),
                 "classes": list(run.classes),
-                "encoder": None if encoder is None else encoder.as_dict(),
+                "encoder": None if run.encoder is None else run.encoder.as_dict(),
                 "command": run.command,
                 "versions": versions(),
                 "licence": examples.train.licence,
@@ -320,8 +321,7 @@ class Run:
             )
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            fields = {**saved["config"], "augment": tuple(saved["config"]["augment"])}
-            config = Config(**fields)
+            config = Config(**saved["config"] | {"augment": tuple(saved["config"]["augment"])})
             encoder = saved.get("encoder")  # runs of Palto's first days have none
             return cls(folder, config, tuple(saved["shape"]), tuple(saved["classes"]),
                        saved["command"], encoder and TableEncoder.from_dict(encoder))  # fmt: skip

@@ -408,14 +408,12 @@ class _Cells:
     @property
     def is_filled(self) -> Array:
         """Where something is there, bool (N,)."""
-        filled: Array = np.asarray(self.codes) != self.MISSING
-        return filled
+        return np.asarray(np.asarray(self.codes) != self.MISSING)
 
     @property
     def is_number(self) -> bool:
         """Whether most cells are numbers."""
-        filled = int(self.is_filled.sum())
-        return 2 * self.count > filled
+        return 2 * self.count > int(self.is_filled.sum())
 
     def values(self, remedy: str = "") -> Array:
         """The numbers, NaN where nothing is there.
