@@ -8,6 +8,7 @@ threads run. The shortest hundredth of many calls is left out, and the shortest 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +21,6 @@ import palto
 from palto import nn, optim
 from palto.compiler.llvm import machine
 
-SECONDS = 2.0
 NOTHING = "define void @nothing(ptr %table, ptr %sync, i64 %thread, i64 %threads) { ret void }"
 
 
@@ -45,10 +45,10 @@ def inference() -> tuple[Any, tuple[Any, ...]]:
     return compiled, (np.zeros((1, 4), np.float32),)
 
 
-def microseconds(call: Callable[[], object]) -> float:
-    """Of one call: what one in a hundred is shorter than."""
+def microseconds(call: Callable[[], object], seconds: float) -> float:
+    """Of one call, made for some seconds: what one in a hundred is shorter than."""
     found = []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while (begun := time.perf_counter()) < end:
         call()
         found.append(time.perf_counter() - begun)
@@ -57,17 +57,21 @@ def microseconds(call: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers (1 2)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of calls, each (%(default)s)")
+    options = parser.parse_args()
     code = machine.load(NOTHING)
     for name, make in (("training step", training_step), ("inference", inference)):
         function, arguments = make()
         call = partial(function, *arguments)
         call()
         native = function._latest.program.native
-        for threads in (1, 2):
+        for threads in options.threads:
             palto.set_num_threads(threads)
-            whole = microseconds(call)
+            whole = microseconds(call, options.seconds)
             with mock.patch.object(native, "_functions", [code.address("nothing")]):
-                beyond = microseconds(call)
+                beyond = microseconds(call, options.seconds)
             is_serial = native._is_serial[0]
             print(
                 f"{name}, {threads} threads: {whole:.1f} us a call, {beyond:.1f} us of it beyond "

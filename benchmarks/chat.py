@@ -63,8 +63,8 @@ def palto_side(path: Path, threads: int, context: int) -> tuple[Read, dict[str, 
     def read(tokens: list[int], anew: bool) -> np.ndarray:
         if anew:
             slot.tokens.clear()
-        for start in range(0, len(tokens), generate.CHUNK):
-            logits = reader.read(slot, tokens[start : start + generate.CHUNK])
+        for start in range(0, len(tokens), reader.chunk):
+            logits = reader.read(slot, tokens[start : start + reader.chunk])
         return logits
 
     weights = sum(cell.array().nbytes for _, cell in found.model.named_cells())

@@ -1,15 +1,16 @@
 """How near the contraction generator comes to the processor's peak, on one thread.
 
     python benchmarks/contract.py
+    python benchmarks/contract.py 2048x768x192 14x14
 
 prints GFLOP/s, and the share of what a loop of independent multiply-adds reaches in the same run.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,15 +26,15 @@ from palto.compiler.llvm.tiling import Axis, Contraction, Machine, Plan
 engines: list[object] = []
 
 
-def native(f: Function, arguments: list[type]) -> Callable[..., None]:
-    """A function of the builder as machine code."""
+def native(f: Function, arguments: list[type], show: bool) -> Callable[..., None]:
+    """A function of the builder as machine code, which is printed if it is to be shown."""
     text = f.finish().replace("define internal", "define")
     module = llvm.parse_assembly("\n".join([*sorted(f.declarations), text]))
     target = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
     )
     module.triple, module.data_layout = target.triple, str(target.target_data)
-    if "--assembly" in sys.argv:
+    if show:
         print(target.emit_assembly(module))
     engine = llvm.create_mcjit_compiler(module, target)
     engine.finalize_object()
@@ -56,7 +57,7 @@ def best_seconds(functions: Sequence[Callable[[], None]], budget: float = 1.0) -
     return sum(best)
 
 
-def compiled(plan: Plan) -> Callable[..., None]:
+def compiled(plan: Plan, show: bool) -> Callable[..., None]:
     """Pointers of a, b, the result and the unfinished sums, then the units' bounds."""
     x = plan.contraction
     parameters = [("ptr", "a"), ("ptr", "b"), ("ptr", "c"), ("ptr", "p")]
@@ -78,7 +79,7 @@ def compiled(plan: Plan) -> Callable[..., None]:
         p, first, last, finish, lambda index: f.prefetch(b, index, x.kind),
         prefetch_a=lambda index, level: f.prefetch(a, index, x.kind, level=level),
     )  # fmt: skip
-    return native(f, [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64])
+    return native(f, [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64], show)
 
 
 def matmul(m: int, n: int, k: int) -> Contraction:
@@ -165,20 +166,26 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Print a table; arguments choose the cases whose names contain them."""
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="only cases whose names contain one of these")
+    parser.add_argument("--assembly", action="store_true", help="print the machine code as well")
+    options = parser.parse_args()
+    cases = {
+        name: x for name, x in CASES.items()
+        if not options.names or any(part in name for part in options.names)
+    }  # fmt: skip
+    if not cases:
+        parser.error(f"no name contains that; the names: {', '.join(CASES)}")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = Machine.host()
     print(machine)
-    wanted = [x for x in sys.argv[1:] if not x.startswith("--")]
     generator = np.random.default_rng(0)
-    for name, contraction in CASES.items():
-        if wanted and not any(x in name for x in wanted):
-            continue
-        x = contraction
+    for name, x in cases.items():
         plan = tiling.plan(x, machine)
         start = time.perf_counter()
-        run = compiled(plan)
+        run = compiled(plan, options.assembly)
         compile_seconds = time.perf_counter() - start
         size_a = extent([(y.length, y.a) for y in (*x.batch, *x.rows, *x.summed)])
         size_b = extent([(y.length, y.b) for y in (*x.batch, *x.summed)])

@@ -17,6 +17,7 @@ from palto.chat.tokens import Stops
 from palto.chat.turns import Turn
 
 CHUNK = 128  # tokens of a prompt that are read together at most
+LEAST = 16  # tokens of a context, the same as of one to train with
 
 
 class Slot:
@@ -41,6 +42,7 @@ class Reader:
 
     Attributes:
         context: the longest conversation.
+        chunk: how many tokens are read together at most.
         cells: where keys and values lie of the conversation that is being read.
 
     Raises:
@@ -49,12 +51,12 @@ class Reader:
 
     def __init__(self, found: ChatModel, context: int | None = None) -> None:
         context = found.context if context is None else context
-        if not CHUNK < context <= found.context:
+        if not LEAST <= context <= found.context:
             raise ValueError(
-                f"a context should be from {CHUNK + 1} to {found.context:,} tokens, which "
-                f"{found.name} has learned to overlook; got {context:,}"
+                f"a context should be from {LEAST} to {found.context:,} tokens, which "
+                f"{found.name} has learned to look back on; got {context:,}"
             )
-        self.context = context
+        self.context, self.chunk = context, min(CHUNK, context - 1)
         self._vocabulary = found.tokenizer.vocabulary
         self._cache = found.model.new_cache(context)
         self.cells = [*self._cache.keys, *self._cache.values]
@@ -66,7 +68,7 @@ class Reader:
             return model.logits(hidden[:, -1])[0]
 
         length = palto.Dim("length", max=context)
-        chunk = palto.Dim("chunk", max=CHUNK)
+        chunk = palto.Dim("chunk", max=self.chunk)
         self._one, self._many = (
             palto.compile(read, dynamic_shapes={"length": length} | more, keep_plan=False)
             for more in ({}, {"tokens": {1: chunk}})
@@ -82,7 +84,7 @@ class Reader:
         return Slot()
 
     def read(self, slot: Slot, tokens: Sequence[int]) -> np.ndarray:
-        """Read up to `CHUNK` more tokens of a conversation.
+        """Read up to `chunk` more tokens of a conversation.
 
         Returns:
             The logits of the token after them, float32 (vocabulary,).
@@ -247,7 +249,7 @@ class Answer(Iterator[str | Progress]):
 
     def _read(self) -> Progress:
         done = len(self._slot.tokens)
-        logits = self._reader.read(self._slot, self._prompt[done : done + CHUNK])
+        logits = self._reader.read(self._slot, self._prompt[done : done + self._reader.chunk])
         done, total = len(self._slot.tokens), len(self._prompt)
         if done == total:
             self._logits = logits

@@ -58,7 +58,7 @@ class ChatModel:
         name: that of its file or folder.
         model: the network.
         tokenizer: text to tokens, and back.
-        context: how many tokens it has learned to overlook.
+        context: how many tokens it has learned to look back on.
     """
 
     name: str

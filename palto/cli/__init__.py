@@ -20,6 +20,7 @@ from palto.cli.look import Data, Summary
 from palto.cli.runs import Evaluate, Predict, Profile, Report, Resume, Train, preset_named
 from palto.cli.serve import Serve
 from palto.cli.tune import Tune
+from palto.cli.wording import in_options
 from palto.data import DataUnavailableError
 from palto.extras import MissingExtraError, require
 from palto.train.trainer import TrainingStopped
@@ -63,12 +64,14 @@ _EXPLAINED = (
 def main(words: list[str] | None = None) -> int:
     """Run the command line; the words after `palto` by default."""
     words = sys.argv[1:] if words is None else words
+    command = None
     try:
-        return int(_command(words).run())
+        command = _command(words)
+        return int(command.run())
     except KeyboardInterrupt:  # where nothing is kept: a program is being compiled, say
         return 130
     except _EXPLAINED as error:
-        print(f"palto: {error}", file=sys.stderr)
+        print(f"palto: {in_options(str(error), command)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"       {note}", file=sys.stderr)
         return 2
@@ -86,9 +89,13 @@ def _command(words: list[str]) -> Any:
         require(library, name, f"palto {verb} {name}")
         kind = importlib.import_module(f"palto.cli.{verb}_{name}").Command
         return tyro.cli(kind, prog=f"palto {verb} {name}", args=words[2:])
-    markers = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
-    markers["train"] = tyro.conf.subcommand("train", default=preset_named(words))
-    kinds = [Annotated[kind, markers[name]] for name, kind in _COMMANDS.items()]
+    if words and words[0] in _COMMANDS:
+        name, *options = words
+        kind, prog = _COMMANDS[name], f"palto {name}"
+        if kind is Train:
+            return tyro.cli(Train, prog=prog, args=options, default=preset_named(options))
+        return tyro.cli(kind, prog=prog, args=options)
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items()]
     any_of_them: Any = functools.reduce(operator.or_, kinds)
     return tyro.cli(
         any_of_them,

@@ -23,7 +23,7 @@ from palto.extras import require
 if TYPE_CHECKING:
     from palto.chat.models import ChatModel
 
-CONTEXT = 2048  # tokens, if the model has learned to overlook so many
+CONTEXT = 2048  # tokens, if the model has learned to look back on so many
 COMMANDS = {
     "/help": "this list",
     "/reset": "begin a new conversation",
@@ -69,7 +69,8 @@ class Chat(Options, web.ServerOptions):
     system: str | None = None
     """What the model is told to be."""
     context: int | None = None
-    """The longest conversation, in tokens; by default 2048, or what the model can overlook."""
+    """The longest conversation, in tokens; by default 2048, or what the model can look back
+    on."""
     stats: bool = False
     """Say after each answer how fast it came."""
     web: bool = False
@@ -178,8 +179,6 @@ class Talk:
         with _ctrl_c() as pressed:
             self._await_programs()
             progress = _Progress()
-            if not self._reader.program_count:
-                progress.say("getting ready ...")
             for piece in answer:
                 if isinstance(piece, Progress):
                     progress.show(piece)
@@ -205,13 +204,18 @@ class Talk:
         return answer.text
 
     def _await_programs(self) -> None:
-        if self._warm_up is not None:
-            progress = _Progress()
-            if self._warm_up.is_alive():
-                progress.say("getting ready ...")
+        """Wait until they are made, so that this counts neither as reading nor as writing."""
+        if self._warm_up is None and self._reader.program_count:
+            return
+        progress = _Progress()
+        if self._warm_up is None or self._warm_up.is_alive():
+            progress.say("getting ready ...")
+        if self._warm_up is None:
+            self._reader.warm_up()
+        else:
             self._warm_up.join()
-            progress.clear()
-            self._warm_up = None
+        progress.clear()
+        self._warm_up = None
 
     # A conversation
 

@@ -66,6 +66,8 @@ class Compare(Plan):
     """Height and width that images of a folder are brought to."""
     channels: Literal[1, 3] | None = None
     """Colours of a folder's images: 1 for grey, 3 for colour."""
+    skip_bad_images: bool = False
+    """Leave out images that cannot be read, instead of stopping."""
     validation: float = 0.2
     """The share of the images to measure on, where the data has no test part."""
 
@@ -77,7 +79,11 @@ class Compare(Plan):
             raise ValueError(compare.NOT_PICTURES)
         plan, console = self._plan(), Console()
         learn, test = data.open_source(
-            self.data, size=self.size, channels=self.channels, validation=self.validation
+            self.data,
+            size=self.size,
+            channels=self.channels,
+            on_error="skip" if self.skip_bad_images else "raise",
+            validation=self.validation,
         )
         images = Images.of(learn, test)
         if self.quick:

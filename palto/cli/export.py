@@ -40,7 +40,8 @@ class Export:
     """
 
     run_folder: Positional[Path]
-    """The folder of a run, of any `palto train`; or drive or echo, for what comes with Palto."""
+    """The folder of a run of `palto train`, `palto train drive` or `palto train echo`; or drive or
+    echo, for what comes with Palto."""
     to: Literal["onnx", "folder"] = "onnx"
     """One file, or a folder with all that others need."""
     out: Path | None = None

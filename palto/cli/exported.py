@@ -89,24 +89,67 @@ for name in sys.argv[1:] or sys.exit(__doc__):
         picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
     picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
     inputs = np.asarray(picture, np.float32).reshape(1, height, width, channels) / 255
+    places = [name]
 """
 _READ_ARRAY = """
 for name in sys.argv[1:] or sys.exit(__doc__):
     inputs = np.load(name).astype(np.float32).reshape(-1, *model["shape"])
+    places = [name] * len(inputs)
+"""
+_READ_TABLE = """encoder = model["encoder"]
+
+
+def features(column, cell):
+    is_missing = cell.lower() in ("", "na", "n/a", "nan", "null", "none", "?")
+    if column["categories"] is None:
+        number = column["mean"] if is_missing else float(cell)
+        known = (number - column["mean"]) / column["scale"]
+        return [known, is_missing] if column["indicator"] else [known]
+    with contextlib.suppress(ValueError):
+        if "." in cell and float(cell).is_integer():
+            cell = str(int(float(cell)))  # 1.0 is the same text as 1
+    return [cell == text for text in column["categories"]]
+
+
+for name in sys.argv[1:] or sys.exit(__doc__):
+    inputs, places = [], []
+    with open(name, newline="", encoding="utf-8-sig") as file:
+        delimiter = max(",;\\t|", key=file.readline().count)
+        file.seek(0)
+        table = csv.DictReader(file, delimiter=delimiter)
+        table.fieldnames = [heading.strip() for heading in table.fieldnames or []]
+        for row in table:
+            places.append(f"{name}, line {table.line_num}")
+            try:
+                parts = [features(x, row[x["name"]].strip()) for x in encoder["columns"]]
+            except (AttributeError, KeyError, ValueError) as error:
+                sys.exit(f"{places[-1]}: {error!r}")
+            inputs.append([number for part in parts for number in part])
+    inputs = np.array(inputs, np.float32).reshape(-1, *model["shape"])
 """
 _SAY_CLASSES = """\
     (scores,) = session.run(None, {"inputs": inputs})
-    for row in scores:
+    for place, row in zip(places, scores):
         chances = np.exp(row - row.max())
         chances /= chances.sum()
         best = np.argsort(-chances)[:3]
-        print(f"{name}: " + ", ".join(f"{model['classes'][k]} {chances[k]:.1%}" for k in best))
+        print(f"{place}: " + ", ".join(f"{model['classes'][k]} {chances[k]:.1%}" for k in best))
 """
 _SAY_NUMBERS = """\
     (numbers,) = session.run(None, {"inputs": inputs})
     print(f"{name}: {numbers.tolist()}")
 """
-
+_SAY_TARGETS = """\
+    (numbers,) = session.run(None, {"inputs": inputs})
+    for place, (number,) in zip(places, numbers.astype(float)):
+        print(f"{place}: {np.float32(number * encoder['scale'] + encoder['mean'])}")
+"""
+#: What a table's features are, for the card.
+_ENCODED = (
+    " Of a number the mean is subtracted, and the result divided by the scale; a missing one is 0. "
+    "What is called column=text is 1 where the column holds that text, else 0. Means and scales "
+    "are those of the encoder in config.json, by which predict.py reads tables."
+)
 
 #: What a line of a run's history holds besides measures.
 _OF_TRAINING = {"epoch", "step", "seconds", "train_loss", "lr"}
@@ -123,10 +166,21 @@ def of_run(folder: Path) -> Exported:
     measures = {name: x for name, x in (history or [{}])[-1].items() if name not in _OF_TRAINING}
     table = {} if run.encoder is None else {"encoder": run.encoder.as_dict()}
     are_pictures = run.is_classification and len(run.shape) == 3
-    arguments = "PICTURE ..." if are_pictures else "ARRAY.npy ..."
+    arguments, read, imports, layout = "ARRAY.npy ...", _READ_ARRAY, [], ""
+    say = _SAY_CLASSES if run.is_classification else _SAY_NUMBERS
+    answer = "a number"
+    if are_pictures:
+        arguments, read, imports = "PICTURE ...", _READ_PICTURE, ["from PIL import Image, ImageOps"]
+        layout = ", height x width x channels, numbers from 0 to 1"
+    elif run.encoder is not None:
+        arguments, read = "ROWS.csv ...", _READ_TABLE
+        imports = ["import contextlib", "import csv"]
+        layout = f" ({', '.join(run.encoder.features)})"
+        if not run.is_classification:
+            say = _SAY_TARGETS
+            answer += f": {run.encoder.target}, less the encoder's mean, divided by its scale"
     packages = "numpy onnxruntime" + (" pillow" if are_pictures else "")
     shape = " x ".join(map(str, run.shape))
-    layout = ", height x width x channels, numbers from 0 to 1" if are_pictures else ""
     kind = "image-classification" if are_pictures else "tabular-classification"
     classes = f"{len(run.classes)} classes ({', '.join(run.classes)})"
     licence = saved.get("licence") or "not stated: ask whoever gave you the data"
@@ -141,7 +195,8 @@ def of_run(folder: Path) -> Exported:
         title=f"{run.config.model} on {run.config.data}",
         task=kind if run.is_classification else "tabular-regression",
         what=f"It takes float32 of shape N x {shape}{layout}, and gives "
-        + ("a score for each of " + classes if run.is_classification else "a number") + ".",
+        + ("a score for each of " + classes if run.is_classification else answer)
+        + ("." if run.encoder is None else "." + _ENCODED),
         licence=f"{run.config.data}, licence: {licence}.",
         about=table | {
             "model": run.config.model,
@@ -154,11 +209,7 @@ def of_run(folder: Path) -> Exported:
             "configuration": dataclasses.asdict(run.config),
             "versions": saved.get("versions", {}),
         },
-        script=_script(
-            arguments, packages, ["from PIL import Image, ImageOps"] if are_pictures else [],
-            (_READ_PICTURE if are_pictures else _READ_ARRAY)
-            + (_SAY_CLASSES if run.is_classification else _SAY_NUMBERS),
-        ),
+        script=_script(arguments, packages, imports, read + say),
         arguments=arguments,
         packages=packages,
     )  # fmt: skip

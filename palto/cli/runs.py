@@ -47,8 +47,8 @@ class Train(Machines, Config):
 
     Better: palto train --model lenet --augment crop flip --epochs 20
 
-    An application instead, the self-driving car or the echo canceller: palto train drive --help,
-    palto train echo --help
+    An application instead, the self-driving car, the echo canceller or the chat model: palto train
+    drive --help, palto train echo --help, palto train chat --help
     """
 
     data: Positional[str] = "fashion-mnist"
@@ -142,6 +142,11 @@ class Predict:
         """Do it."""
         run = Run.open(self.run_folder)
         predictor = run.predictor()
+        if not self.files:
+            raise ValueError(
+                f"name {predictor.kind} to predict, or folders of them: palto predict "
+                f"{self.run_folder} {predictor.kind.upper()}"
+            )
         failed = 0
         for file, line, answer in predictor.predict(self.files, complain=_complain):
             if answer is None:

@@ -81,6 +81,8 @@ class Store:
     def __init__(self, path: Path, classes: Sequence[str] = ()) -> None:
         self.path = path
         self._lock = threading.RLock()
+        if not path.exists():  # nothing is left behind where classes are missing
+            _check_classes(classes)
         try:
             self._database = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, timeout=10
@@ -316,12 +318,16 @@ class Store:
 
 
 def _name_classes(database: sqlite3.Connection, classes: Sequence[str]) -> None:
+    _check_classes(classes)
+    database.execute("DELETE FROM class")
+    database.executemany("INSERT INTO class VALUES (?, ?)", enumerate(classes))
+
+
+def _check_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         raise ValueError("at least two classes are needed: --classes cat,dog")
     if len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
         raise ValueError(f"classes have different names, got {', '.join(classes)}")
-    database.execute("DELETE FROM class")
-    database.executemany("INSERT INTO class VALUES (?, ?)", enumerate(classes))
 
 
 def _hash(path: Path) -> str:

@@ -794,7 +794,7 @@ class Tuning(Learning):
         chat: the network, as `palto.chat.models.load` gives it; small layers are put into it.
 
     Raises:
-        ValueError: too little to learn from, rows longer than the network overlooks; or see
+        ValueError: too little to learn from, rows longer than the network looks back on; or see
             `Learning`.
         OSError: the folder cannot be written to.
     """
@@ -806,7 +806,7 @@ class Tuning(Learning):
     ) -> None:
         if plan.context > chat.context:
             raise ValueError(
-                f"context must be at most {chat.context}, which {chat.name} overlooks, got "
+                f"context must be at most {chat.context}, which {chat.name} looks back on, got "
                 f"{plan.context}"
             )
         learn, validation, test = dialogues.split(plan.share)

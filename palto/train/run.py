@@ -21,6 +21,7 @@ from palto import __version__
 from palto.compiler import Explanation
 from palto.compiler.executor import Executor
 from palto.data import DataLoader, Dataset, TableDataset, TableEncoder, augment, open_source
+from palto.data.sources.tables import Task
 from palto.nn import functional, models
 from palto.nn.convolution import Conv2d
 from palto.nn.module import Module
@@ -78,6 +79,8 @@ class Config:
     """Colours of a folder's images: 1 for grey, 3 for colour."""
     target: str | None = None
     """The column of a table that is to be predicted."""
+    task: Task | None = None
+    """How the target is predicted: classify takes its cells as classes, regress as numbers."""
     skip_bad_images: bool = False
     """Leave out images that cannot be read, instead of stopping."""
     workers: int = 0
@@ -141,7 +144,8 @@ def open_examples(
         config.data,
         size=config.size,
         channels=config.channels,
-        target=config.target if encoder is None else None,  # an encoder knows it
+        target=config.target if encoder is None else None,  # an encoder knows both
+        task=config.task if encoder is None else None,
         encoder=encoder,
         on_error="skip" if config.skip_bad_images else "raise",
         validation=0.0 if only_test else config.validation,
@@ -230,6 +234,9 @@ class Run:
         classes: the names of the labels.
         command: the command that began it.
         encoder: how the table that it learns from becomes numbers, if it is a table.
+
+    Raises:
+        ValueError: the model or the augmentation does not take such inputs.
     """
 
     def __init__(
@@ -249,6 +256,7 @@ class Run:
         self.encoder = encoder
         random.manual_seed(config.seed)
         self.model = build_model(config.model, shape, len(classes) or 1)
+        self._augmentation = build_augmentation(config.augment, len(classes), shape)
 
     @classmethod
     def create(
@@ -265,27 +273,30 @@ class Run:
 
         Raises:
             FileExistsError: the folder holds a run.
+            ValueError: the model, the augmentation or the loss does not take the examples; nothing
+                is written then.
             OSError: the folder cannot be written to.
         """
+        if config.label_smoothing and not examples.classes:
+            raise ValueError("label_smoothing is for classes, this data has numbers: leave it out")
         path = Path(folder)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        encoder = examples.encoder
+        run = cls(path, config, examples.shape, examples.classes, command, examples.encoder)
         if executor is not None and executor.rank:
-            return cls(path, config, examples.shape, examples.classes, command, encoder)
+            return run
         if (path / CONFIG_FILE).exists():
             raise FileExistsError(
                 f"{path} holds a run already; go on with it by `palto resume {path}`, or choose "
                 "another folder with --out"
             )
         path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config, examples.shape, examples.classes, command, encoder)
         _write_json(
             path / CONFIG_FILE,
             {
                 "config": dataclasses.asdict(config),
                 "shape": list(run.shape),
                 "classes": list(run.classes),
-                "encoder": None if encoder is None else encoder.as_dict(),
+                "encoder": None if run.encoder is None else run.encoder.as_dict(),
                 "command": run.command,
                 "versions": versions(),
                 "licence": examples.train.licence,
@@ -310,8 +321,7 @@ class Run:
             )
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            fields = {**saved["config"], "augment": tuple(saved["config"]["augment"])}
-            config = Config(**fields)
+            config = Config(**saved["config"] | {"augment": tuple(saved["config"]["augment"])})
             encoder = saved.get("encoder")  # runs of Palto's first days have none
             return cls(folder, config, tuple(saved["shape"]), tuple(saved["classes"]),
                        saved["command"], encoder and TableEncoder.from_dict(encoder))  # fmt: skip
@@ -351,7 +361,7 @@ class Run:
             makers[config.optimizer](),
             self._loss(),
             self._task(),
-            augment=build_augmentation(config.augment, len(self.classes), self.shape),
+            augment=self._augmentation,
             clip_norm=config.clip_norm,
             folder=self.folder / "checkpoints",
             patience=config.patience,

@@ -137,6 +137,8 @@ class Trainer:
                 not begin with the same weights at the same step.
         """
         self._stop_asked = False
+        if self._at.epoch >= epochs:
+            self._say(f"the run is over: all {epochs} epochs are done")
         try:
             self._meet(train)
             with _polite_signals(self._ask_to_stop):
@@ -367,12 +369,12 @@ class Trainer:
         self.load(checkpoint)
         state = checkpoint.state
         train.load_state_dict(state["loader"])
-        self._at = _Progress(**state["progress"])
-        if state["loader"]["batch"] and not self._at.epoch_batches:
+        self._at = at = _Progress(**state["progress"])
+        if state["loader"]["batch"] and not at.epoch_batches:
             train.set_epoch(train.epoch + 1)  # it was saved after the end of an epoch
         self.history = list(state["history"])
         self.notes = list(state["notes"])
-        self._note(f"resumed after step {self._at.step} (epoch {self._at.epoch + 1})")
+        self._note(f"resumed after step {at.step} (epoch {at.epoch + bool(at.epoch_batches)})")
         return True
 
     def load(self, checkpoint: Checkpoint) -> None:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from palto.chat import generate
 from palto.chat.generate import Answer, Options, Progress, Reader, fit
 
 
@@ -190,10 +189,24 @@ def test_a_message_that_is_longer_than_the_context(found):
 
 
 def test_contexts(found):
-    for context in (0, generate.CHUNK, 257, 10**9):
-        with pytest.raises(ValueError, match="from 129 to 256 tokens"):
+    for context in (0, 15, 257, 10**9):
+        with pytest.raises(ValueError, match=r"from 16 to 256 tokens, .* to look back on; got"):
             Reader(found, context)
     assert Reader(found).context == 256
+
+
+@pytest.mark.parametrize("context", [16, 32, 128, 129])
+def test_a_context_shorter_than_what_is_read_together(found, context):
+    reader = Reader(found, context)
+    assert reader.chunk == context - 1
+    prompt = some_tokens(context - 1, found)
+    slot = reader.new_slot()
+    got = reader.read(slot, prompt)
+    np.testing.assert_allclose(got, whole(found, prompt), atol=1e-4)
+    got = reader.read(slot, prompt[:1])  # full to the last place
+    np.testing.assert_allclose(got, whole(found, [*prompt, prompt[0]]), atol=1e-4)
+    made, _ = answer(found, reader, reader.new_slot(), prompt[:5], max_tokens=99)
+    assert made.reason in ("stop", "length") and 0 < made.count <= context - 4
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"top_p": 7}])

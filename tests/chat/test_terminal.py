@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from palto import cli
-from palto.chat.generate import Answer, Options, fit
+from palto.chat.generate import Answer, Options, Reader, fit
 from palto.chat.turns import checked, load
 from palto.cli.chat import COMMANDS, Talk, shown
 
@@ -64,6 +64,21 @@ def test_a_question(monkeypatch, capsys, file, wanted):
     assert re.search(r"tokens read in .* written in", err)
 
 
+def test_making_programs_is_no_reading(monkeypatch, capsys, file):
+    making, read = [], Reader.read
+
+    def slow_at_first(self, slot, tokens):
+        if len(making) < 2:  # as where two programs are compiled
+            making.append(len(tokens))
+            time.sleep(1)
+        return read(self, slot, tokens)
+
+    monkeypatch.setattr(Reader, "read", slow_at_first)
+    _, _, err = run(monkeypatch, capsys, file, "Hello", "--stats")
+    reading, writing = re.findall(r"tokens (?:read|written) in ([\d.]+) s", err)
+    assert float(reading) < 1 and float(writing) < 1
+
+
 @pytest.fixture
 def ready(monkeypatch, reader):
     """Programs are made for the tests' reader alone."""
@@ -88,8 +103,8 @@ def test_a_pipe(ready, monkeypatch, capsys, file, wanted):
     ("words", "given", "message"),
     [
         ((), "", "the input is empty"),
-        (("--context", "99999", "x"), "", "from 129 to 256 tokens"),
-        (("--top-p", "7", "x"), "", "top_p should be"),
+        (("--context", "99999", "x"), "", "from 16 to 256 tokens"),
+        (("--top-p", "7", "x"), "", "--top-p should be"),
         (("--web", "x"), "", "leave this one out"),
         ((), "word " * 3000, "too long"),
         (("--model", "nowhere", "x"), "", "no file nowhere"),

@@ -99,7 +99,68 @@ def test_a_folder_that_explains_itself(run, pictures, capsys, tmp_path):
     assert status == 2 and "is there already" in said.err
 
 
-def test_numbers_of_a_table(tmp_path, capsys):
+@pytest.fixture
+def flats(tmp_path):
+    """A table of numbers and texts, of both of which some are missing."""
+    rng = np.random.default_rng(0)
+    lines = ["rooms,district,floor,area,price"]
+    for _ in range(90):
+        rooms, district = rng.integers(1, 5), rng.choice(["north", "south", "?"])
+        area = "" if rng.random() < 0.2 else rooms * 20 + rng.integers(0, 20)
+        lines.append(
+            f"{rooms},{district},{rng.choice(['1', 'cellar', 'roof'])},{area},{rooms * 3e6}"
+        )
+    path = tmp_path / "flats.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("target", ["price", "district"])
+def test_a_table_is_read_as_palto_reads_it(flats, tmp_path, capsys, target):
+    if target == "district":  # a target may not be missing
+        flats.write_text(flats.read_text().replace("?", "west"))
+    words = ["train", flats, "--target", target, "--batch-size", 10, "--out", tmp_path / "run"]
+    status, said = palto(capsys, *words, "--task", "regress" if target == "price" else "classify")
+    assert status == 0, said.err
+    status, said = palto(capsys, "export", tmp_path / "run", "--to", "folder")
+    assert status == 0 and "ROWS.csv" in said.out, said.err
+    folder = tmp_path / "run" / "export"
+    assert len(code_of(folder)) <= 44
+    other = tmp_path / "other.csv"  # another order, more columns, cells in other ways, no target
+    other.write_text(
+        "\ufefffloor;id; area ;rooms;price;district\r\n"
+        "1.0;7;61.5;2;;south\r\n\r\nroof;8; n/a;3;;moon\r\n2;9;-4e1;1;;\r\n"
+    )
+    for file in (flats, other):
+        status, said = palto(capsys, "predict", tmp_path / "run", file)
+        assert status == 0, said.err
+        found, wanted = run_script(folder, file).splitlines(), said.out.splitlines()
+        assert len(found) == len(wanted) == (90 if file == flats else 3)
+        for one, two in zip(found, wanted, strict=True):
+            (place, said_one), (same, said_two) = (x.split(": ") for x in (one, two))
+            assert place == same
+            if target == "price":
+                assert float(said_one) == pytest.approx(float(said_two), rel=1e-5)
+            else:
+                assert said_one == said_two
+    card = " ".join((folder / "README.md").read_text().split())
+    named = "rooms, floor=1, floor=cellar, floor=roof, area, area is missing"
+    if target == "price":
+        named = named.replace("rooms", "rooms, district=north, district=south")
+        assert "a number: price, less the encoder's mean, divided by its scale." in card
+    else:
+        named += ", price"
+    assert f"float32 of shape N x {len(named.split(','))} ({named})" in card
+
+    (tmp_path / "bad.csv").write_text("rooms,district,floor,area\n1,north,2,big\n")
+    ran = subprocess.run(
+        [sys.executable, "-I", folder / "predict.py", tmp_path / "bad.csv"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 1 and "bad.csv, line 2: ValueError" in ran.stderr
+
+
+def test_a_table_of_which_no_encoder_was_kept(tmp_path, capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3)).astype(np.float32)
     table = tmp_path / "table.csv"
@@ -110,6 +171,8 @@ def test_numbers_of_a_table(tmp_path, capsys):
         capsys, "train", table, "--target", "price", "--epochs", 2, "--batch-size", 10, "--out", run
     )
     assert status == 0, said.err
+    saved = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(saved | {"encoder": None}))
     status, said = palto(capsys, "export", run, "--to", "folder")
     assert status == 0, said.err
     np.save(tmp_path / "x.npy", x[:2])
@@ -206,3 +269,10 @@ def test_what_has_not_been_trained_is_not_exported(tmp_path, capsys):
     (tmp_path / "tokenizer.json").write_text("{}")
     status, said = palto(capsys, "export", tmp_path)
     assert status == 2 and "Hugging Face's form" in said.err
+
+
+def test_help_names_what_can_be_exported(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "run of `palto train`, `palto train drive` or `palto train echo`" in said

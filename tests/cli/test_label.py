@@ -61,6 +61,7 @@ def test_training_on_what_was_labelled(labelled, tmp_path, capsys):
         (["nowhere"], "no folder nowhere"),
         (["."], "--classes cat,dog"),
         ([".", "--classes", "a"], "--classes cat,dog"),
+        ([".", "--classes", "a,a"], "classes have different names"),
         ([".", "--classes", "a,b"], "no images"),
         ([".", "--status"], "nothing has been labelled"),
         ([".", "--export", "out"], "nothing has been labelled"),
@@ -73,3 +74,5 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     assert main(["label", *words]) == 2
     assert message in capsys.readouterr().err
+    if "a,b" not in words:  # there are no classes to keep
+        assert not any(tmp_path.iterdir())

@@ -96,6 +96,14 @@ def test_predictions_for_programs(pictures, capsys):
     assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_files_to_predict_have_to_be_named(pictures, price_run, capsys):
+    run, _ = trained(pictures, capsys)
+    for folder, kind in ((run, "pictures"), (price_run, "tables")):
+        status, said = palto(capsys, "predict", folder)
+        assert status == 2 and said.out == ""
+        assert f"name {kind} to predict" in said.err and f"palto predict {folder} " in said.err
+
+
 def test_a_picture_that_cannot_be_read(pictures, capsys):
     run, _ = trained(pictures, capsys)
     (pictures / "broken.png").write_bytes(b"no picture")
@@ -262,7 +270,8 @@ def test_resume_after_more_epochs_are_done_changes_nothing(pictures, capsys):
     run, _ = trained(pictures, capsys)
     before = sorted(os.listdir(run / "checkpoints"))
     status, said = palto(capsys, "resume", run)
-    assert status == 0 and "resumed" in said.out
+    assert status == 0 and "resumed after step 36 (epoch 6)" in said.out
+    assert "the run is over: all 6 epochs are done" in said.out
     assert sorted(os.listdir(run / "checkpoints")) == before
 
 
@@ -270,6 +279,25 @@ def test_a_run_that_is_there_already(pictures, capsys):
     run, _ = trained(pictures, capsys)
     status, said = palto(capsys, "train", pictures, "--out", run)
     assert status == 2 and "holds a run already" in said.err and "palto resume" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "lenet", "--size", "64"], "28 or 32"),
+        (["--model", "fast_resnet"], "wants images"),
+        (["--augment", "flip"], "augmentation is for images"),
+        (["--label-smoothing", "0.1"], "--label-smoothing is for classes, this data has numbers"),
+    ],
+)
+def test_a_start_that_fails_leaves_no_folder(
+    pictures, flats, monkeypatch, capsys, tmp_path, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    data = [pictures] if "--size" in words else [flats, "--target", "price"]
+    status, said = palto(capsys, "train", *data, *words)
+    assert status == 2 and message in said.err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -292,6 +320,7 @@ def test_mistakes_are_one_clear_sentence(tmp_path, monkeypatch, capsys, words, m
     status, said = palto(capsys, *words)
     assert status == 2 and message in said.err.replace("\n", " ")
     assert "Traceback" not in said.err
+    assert "--help" not in said.err or f"palto {words[0]} --help" in said.err
 
 
 def test_a_half_written_run(tmp_path, capsys):
@@ -358,6 +387,8 @@ def test_help_teaches(capsys):
     said = capsys.readouterr().out
     for part in ("palto train photos/", "--preset alexnet", "--augment", "--epochs", "default"):
         assert part in said
+    for name in ("drive", "echo", "chat"):
+        assert f"palto train {name} --help" in " ".join(said.split())
 
 
 def test_help_of_profile_teaches(capsys):
@@ -386,7 +417,7 @@ def test_profile(pictures, capsys):
     assert status == 0 and "answer: " in said.out and re.search(r"matmul .* 2x3 of 3072 ", said.out)
     assert before == {path: path.read_bytes() for path in before}
     status, said = palto(capsys, "profile", run, "--batch-size", "0")
-    assert status == 2 and "batch_size must be from 1 to 54" in said.err
+    assert status == 2 and "--batch-size must be from 1 to 54" in said.err
 
 
 def test_profile_before_anything_is_learnt(pictures, capsys, tmp_path):

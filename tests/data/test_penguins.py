@@ -27,7 +27,9 @@ def test_measures_alone():
 
 
 def test_another_target():
-    with pytest.raises(ValueError, match=r"'body_mass_g': nothing is there .* missing=.drop. does"):
+    with pytest.raises(
+        ValueError, match=r"'body_mass_g': nothing is there .* missing=.drop. removes"
+    ):
         data.penguins(target="body_mass_g")
     train, test = data.penguins(target="body_mass_g", features=["species"], missing="drop")
     assert train.classes == () and len(train) + len(test) == 342

@@ -80,7 +80,7 @@ def test_another_table_is_encoded_in_the_same_way(write, capsys):
         data.csv_table(
             write(PEOPLE.splitlines()[0] + "\n1,Rome,1,perhaps\n", "w.csv"), encoder=saved
         )
-    with pytest.raises(ValueError, match="an encoder knows the target"):
+    with pytest.raises(ValueError, match="an encoder knows these: leave out target"):
         data.csv_table(path, encoder=saved, target="income")
     with pytest.raises(ValueError, match=r"this is no encoder of a table.*'scale'"):
         del saved["scale"]

@@ -1,8 +1,10 @@
 """Learning to converse: tokens, batches, resumption, measures, the folder, LoRA, the commands."""
 
+import io
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -310,11 +312,9 @@ def written(path, dialogues):
     return path
 
 
-def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys):
+def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys, monkeypatch):
     file, run = written(tmp_path / "talks.jsonl", talks()), tmp_path / "run"
     options = [x for name, value in SHORT.items() for x in (f"--{name.replace('_', '-')}", value)]
-    options[options.index("--context") + 1] = 136  # palto chat reads 128 tokens at once
-    options[options.index("--batch-size") + 1] = 1
     status, out, err = command(capsys, "train", "chat", "--data", file, "--out", run, *options)
     assert status == 0, err
     assert "TF-IDF" in out and f"palto chat --model {run}" in out
@@ -334,6 +334,11 @@ def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys):
     np.testing.assert_allclose(
         chat.model(tokens[None]).numpy(), model(tokens[None]).numpy(), rtol=1e-5, atol=1e-6
     )
+
+    # Its context is shorter than what `palto chat` reads at once of longer ones.
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi"))
+    status, out, err = command(capsys, "chat", "--model", run, "--stats")
+    assert status == 0 and "tokens read" in err, err
 
     tuned = tmp_path / "tuned"
     words = ["tune", "chat", "--model", run, "--data", file, "--out", tuned, "--context", 32]
@@ -364,7 +369,7 @@ def test_from_a_file_to_a_model_and_its_adapter(tmp_path, capsys):
         (["train", "chat", "--data", "broken.jsonl"], "line 2: a message has"),
         (["train", "chat", "--data", "few.jsonl"], "too little to learn from"),
         (["train", "chat", "--width", "31"], "heads of an even width"),
-        (["train", "chitchat"], "palto.data.chitchat"),
+        (["train", "chitchat"], "`palto train chat` learns from them"),
         (["tune", "chat", "--data", "few.jsonl", "--model", "none"], "none"),
         (["tune", "chat", "--data", "few.jsonl", "--context", "512"], "at most 256"),
         (["tune", "chat", "--rank", "0"], "rank"),

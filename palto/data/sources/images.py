@@ -188,7 +188,7 @@ class Pictures:
                 pixels = decode(file, self.size, self.channels, self.fit)
         except Exception as error:
             raise ValueError(
-                f"{self.path(row)}: {reason_of(error)}; replace or remove it, or open the data "
+                f"{self.path(row)}: {reason_of(error)}; replace or remove it, or leave it out "
                 'with on_error="skip"'
             ) from error
         if self._kept is not None:  # the mark after the pixels: another thread may look

@@ -23,7 +23,7 @@ from palto.data.sources.penguins import penguins
 from palto.data.sources.pictures import Channels, Fit, Size
 from palto.data.sources.speech import FILES as SPEECH
 from palto.data.sources.stores import ARCHIVES
-from palto.data.sources.tables import TableEncoder, csv_table
+from palto.data.sources.tables import TableEncoder, Task, csv_table
 
 Pair = tuple[Dataset, Dataset | None]
 
@@ -47,10 +47,11 @@ class Source:
         origin: who has published it, and where.
         files: its files, and where they can be had; none where they come with Palto.
         open: gives its examples, those to learn from and the others; of a table, the column to be
-            predicted is the second argument. None where examples have no answers: then a function
-            of its name in `palto.data` gives what there is.
+            predicted is the second argument, the task the third. None where examples have no
+            answers: then a function of its name in `palto.data` gives what there is.
         resizes: whether its images can be had in any size, in colour or grey.
         table: its table, where it has columns, one of which is predicted.
+        command: the command that learns from it, where its examples have no answers.
     """
 
     name: str
@@ -59,9 +60,10 @@ class Source:
     licence: str
     origin: str
     files: tuple[Files, ...]
-    open: Callable[[Options, str | None], Pair] | None
+    open: Callable[[Options, str | None, Task | None], Pair] | None
     resizes: bool = False
     table: Path | None = None
+    command: str | None = None
 
     @property
     def here(self) -> bool:
@@ -88,7 +90,7 @@ SOURCES = {
             licence="CC-BY-NC-SA-4.0",
             origin="ZAE Bayern; the Python package elpv-dataset",
             files=(ELPV,),
-            open=lambda options, _: elpv(size=options.size, channels=options.channels),
+            open=lambda options, *_: elpv(size=options.size, channels=options.channels),
             resizes=True,
         ),
         Source(
@@ -98,8 +100,8 @@ SOURCES = {
             licence="CC0-1.0",
             origin="Palmer Station LTER; the Python package palmerpenguins",
             files=(),
-            open=lambda options, target: penguins(
-                target=target or "species", validation=options.validation, seed=options.seed
+            open=lambda x, target, task: penguins(
+                target=target or "species", task=task, validation=x.validation, seed=x.seed
             ),
             table=PENGUINS,
         ),
@@ -111,6 +113,7 @@ SOURCES = {
             origin="Digium and others; Debian's packages asterisk-core-sounds-*-g722",
             files=tuple(SPEECH.values()),
             open=None,
+            command="palto train echo",
         ),
         Source(
             name="chitchat",
@@ -120,6 +123,7 @@ SOURCES = {
             origin="BYU's PCC Lab; the Python package chitchat-dataset",
             files=(CHITCHAT,),
             open=None,
+            command="palto train chat",
         ),
     )
 }
@@ -164,6 +168,7 @@ def open_source(
     fit: Fit = "crop",
     on_error: OnError = "raise",
     target: str | None = None,
+    task: Task | None = None,
     encoder: TableEncoder | None = None,
     validation: float = 0.0,
     seed: int = 0,
@@ -181,6 +186,7 @@ def open_source(
         fit: "crop" or "stretch", for images from files.
         on_error: "raise" or "skip": what is done about image files that cannot be read.
         target: the column of a table to be predicted.
+        task: "classify" or "regress", for a table; by default as the target looks.
         encoder: of another table: this one becomes numbers in the same way.
         validation: the share to hold out, where the data has no such part itself.
         seed: of the division.
@@ -209,13 +215,15 @@ def open_source(
         )
     if source is not None and source.open is None:
         raise ValueError(
-            f"{text} holds no examples with answers: {source.what}; see palto.data.{source.name}"
+            f"{text} holds no examples with answers: {source.what}; `{source.command}` learns from "
+            f"them, and palto.data.{source.name} gives them"
         )
     is_table = not has_files and kind.endswith(TABLES) if source is None else bool(source.table)
     for option, value, fits, wanted in (
         ("size", size, has_files, "image files"),
         ("channels", channels, has_files, "image files"),
         ("target", target, is_table, "tables"),
+        ("task", task, is_table, "tables"),
     ):
         if value is not None and not fits:
             raise ValueError(f"{option} is for {wanted}, which {text} is not: leave it out")
@@ -226,13 +234,13 @@ def open_source(
         table = source.table if source is not None and source.table else path
         return csv_table(table, encoder=encoder, validation=validation, seed=seed)
     if source is not None and source.open is not None:
-        return source.open(images, target)
+        return source.open(images, target, task)
     if path.is_dir():
         return image_folder(path, **images._asdict())
     if kind.endswith(ARCHIVES):
         return image_archive(path, **images._asdict())
     if kind.endswith(TABLES):
-        return csv_table(path, target=target, validation=validation, seed=seed)
+        return csv_table(path, target=target, task=task, validation=validation, seed=seed)
     if kind.endswith(ARRAYS):
         train, test = numpy_archive(path)
         return _divided(train, validation, seed) if test is None and validation else (train, test)

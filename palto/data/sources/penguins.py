@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from palto.data.sources.tables import Missing, TableDataset, csv_table
+from palto.data.sources.tables import Missing, TableDataset, Task, csv_table
 
 #: The table, which may also be opened as any other.
 TABLE = Path(__file__).with_name("penguins.csv")
@@ -21,6 +21,7 @@ def penguins(
     *,
     target: str = "species",
     features: Sequence[str] | None = None,
+    task: Task | None = None,
     missing: Missing = "mean",
     validation: float = 0.25,
     seed: int = 0,
@@ -33,6 +34,7 @@ def penguins(
     Args:
         target: the column to be predicted.
         features: the columns to predict it from; by default all others.
+        task: "classify" or "regress"; by default as the target looks.
         missing: what is done about missing cells; see `csv_table`, which reads the table.
         validation: the share to hold out.
         seed: of the division.
@@ -45,8 +47,9 @@ def penguins(
         ValueError: there is no such column, or an option is wrong.
     """
     train, test = csv_table(
-        TABLE, target=target, features=features, missing=missing, validation=validation, seed=seed
-    )
+        TABLE, target=target, features=features, task=task, missing=missing, validation=validation,
+        seed=seed,
+    )  # fmt: skip
     for part in (train, test):
         if part is not None:
             part.name, part.licence = "Palmer penguins", "CC0-1.0"

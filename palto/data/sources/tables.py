@@ -249,10 +249,7 @@ def csv_table(
         encoder = TableEncoder.from_dict(encoder)
     if encoder is not None:
         if features is not None or categorical or target not in (None, encoder.target):
-            raise ValueError(
-                "an encoder knows the target, the features and which are categories: leave out "
-                "target=, features= and categorical="
-            )
+            raise ValueError("an encoder knows these: leave out target, features and categorical")
         target, features = encoder.target, [column.name for column in encoder.columns]
     one_of("task", task, "classify", "regress", None)
     one_of("missing", missing, "mean", "drop", "raise")
@@ -282,9 +279,7 @@ def csv_table(
                 'missing="mean" puts the mean there, missing="drop" leaves the row out'
             )
     if wanted is not None and missing != "drop":
-        wanted.refuse_missing(
-            'a row without a target teaches nothing: remove it; missing="drop" does'
-        )
+        wanted.refuse_missing('a row without a target teaches nothing; missing="drop" removes it')
 
     notes = [] if encoder is None else encoder._unused(file.names)
     rows = np.arange(count)
@@ -413,14 +408,12 @@ class _Cells:
     @property
     def is_filled(self) -> Array:
         """Where something is there, bool (N,)."""
-        filled: Array = np.asarray(self.codes) != self.MISSING
-        return filled
+        return np.asarray(np.asarray(self.codes) != self.MISSING)
 
     @property
     def is_number(self) -> bool:
         """Whether most cells are numbers."""
-        filled = int(self.is_filled.sum())
-        return 2 * self.count > filled
+        return 2 * self.count > int(self.is_filled.sum())
 
     def values(self, remedy: str = "") -> Array:
         """The numbers, NaN where nothing is there.
@@ -537,9 +530,9 @@ def _classes(cells: _Cells, task: Task | None, notes: list[str]) -> tuple[str, .
         few = different <= FEW and 2 * different <= len(values)
         if task == "regress" or not few or (values != np.floor(values)).any():
             if task is None:
-                notes.append(f'target {cells.name!r} is a number (task="classify" makes classes)')
+                notes.append(f"target {cells.name!r} is a number (task classify makes classes)")
             return None
-        notes.append(f'target {cells.name!r} has {different} classes (task="regress" predicts it)')
+        notes.append(f"target {cells.name!r} has {different} classes (task regress predicts it)")
     if (np.asarray(cells.codes) == cells.OTHER).any():
         raise ValueError(
             f"{cells.file}: target {cells.name!r} has more than {cells.limit:,} classes"
