@@ -17,7 +17,7 @@ from palto.chat.tokens import Stops
 from palto.chat.turns import Turn
 
 CHUNK = 128  # tokens of a prompt that are read together at most
-LEAST = 16  # tokens of a context, the same as of one to train with
+LEAST = 16  # tokens of a context, to talk in and to train with
 
 
 class Slot:

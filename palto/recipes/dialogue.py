@@ -33,7 +33,7 @@ import numpy as np
 
 import palto
 from palto import nn, optim
-from palto.chat import replies
+from palto.chat import generate, replies
 from palto.chat.models import ChatModel
 from palto.chat.replies import Matcher, Question
 from palto.data import Dialogues, Turn
@@ -106,6 +106,11 @@ def as_bytes(dialogues: Dialogues) -> bytes:
 # --- The plan ------------------------------------------------------------------------------------
 
 
+def _check_context(context: int) -> None:
+    if context < generate.LEAST or context % 8:
+        raise ValueError(f"context must be {generate.LEAST} or more, in whole 8s, got {context}")
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the network is trained."""
@@ -161,8 +166,7 @@ class Plan:
                 f"vocabulary must be from 258, the bytes and two marks, to 65536, got "
                 f"{self.vocabulary}"
             )
-        if self.context < 16 or self.context % 8:
-            raise ValueError(f"context must be 16 or more, in whole 8s, got {self.context}")
+        _check_context(self.context)
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(
                 f"a width of {self.width} does not make {self.heads} heads of an even width"
@@ -780,8 +784,7 @@ class Tune:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         if not 0 < self.share < 0.5:
             raise ValueError(f"share must be between 0 and 0.5, got {self.share}")
-        if self.context < 16 or self.context % 8:
-            raise ValueError(f"context must be 16 or more, in whole 8s, got {self.context}")
+        _check_context(self.context)
 
 
 class Tuning(Learning):

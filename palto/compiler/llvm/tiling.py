@@ -45,6 +45,7 @@ AWAY = 0.05
 COPY_A, COPY_B = 0.3, 1.2
 #: What a panel of b costs that comes from beyond the second cache.
 FETCH_B = 0.5
+#: Bytes of a page of memory, and of a line of the cache.
 _PAGE, _LINE = 4096, 64
 #: From so many bytes between neighbours along more summed elements, they share few places of the
 #: first cache; what each doubling costs where they are not copied.
