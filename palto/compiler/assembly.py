@@ -238,10 +238,10 @@ class Assembly:
         self._lines += [f"  br label %done{number}", f"done{number}:"]
 
     def _loop(self, body: Body, *, is_serial: bool) -> None:
-        """The steps of a scan, again and again; what is carried changes places."""
+        """The steps of a loop, again and again; what is carried changes places."""
         n = next(self._numbers)
         lowering, params = body.lowering, body.operation.params
-        carries, sequences = params["carries"], params["sequences"]
+        carries, sequences = params["carries"], body.sequences
         length = self._count(params["length"])
         inputs = [self._address(buffer) for buffer in body.inputs]
         outputs = [self._address(buffer) for buffer in body.outputs]
@@ -279,7 +279,7 @@ class Assembly:
             f"  br i1 %more{n}, label %inside{n}, label %exit{n}",
             f"inside{n}:",
         ]
-        if params["reverse"]:
+        if params.get("reverse"):
             self._line(f"%left{n} = sub i64 {length}, %t{n}")
             self._line(f"%place{n} = sub i64 %left{n}, 1")
         else:
@@ -289,15 +289,20 @@ class Assembly:
             self._line(f"%here{n}_{i} = getelementptr i8, ptr {base}, i64 %far{n}_{i}")
             self._known[id(buffer)] = f"%here{n}_{i}"
         fixed = carries + sequences
-        for x, base in zip(graph.inputs[fixed:], inputs[fixed:], strict=True):
+        for x, base in zip(graph.inputs[fixed:], inputs[fixed:], strict=False):
             self._known[id(_of(body, x))] = base
-        if is_serial:  # no barrier listens to Ctrl-C, or sees that a check has failed
+        for i, (x, row) in enumerate(zip(graph.inputs[len(inputs) :], body.own, strict=True)):
+            self._line(f"%slot{n}_{i} = add i64 %t{n}, {self.slots[id(row[0])]}")
+            self._line(f"%entry{n}_{i} = getelementptr ptr, ptr %table, i64 %slot{n}_{i}")
+            self._line(f"%own{n}_{i} = load ptr, ptr %entry{n}_{i}")
+            self._known[id(_of(body, x))] = f"%own{n}_{i}"
+        if not is_serial:
+            self._barrier()
+        elif self._may_leave:  # no barrier listens to Ctrl-C, or sees that a check has failed
             self._line("call void @palto_listen(ptr %sync)")
             self._line(f"%failed{n} = call i1 @palto_failed(ptr %sync)")
             self._line(f"br i1 %failed{n}, label %exit{n}, label %go_on{n}")
             self._lines.append(f"go_on{n}:")
-        else:
-            self._barrier()
         for step in lowering.steps:
             if step.barrier:
                 self._barrier()

@@ -49,8 +49,8 @@ class Row:
     Attributes:
         number: its place in the program.
         kind: "matmul", "conv" or "winograd"; "map", "rows" (in several passes over each),
-            "reduce", "running", "scatter", "update"; "check" of values; "library" and "scan",
-            which Python runs.
+            "reduce", "running", "scatter", "update"; "check" of values; "repeat",
+            layers alike; "library" and "scan", which Python runs.
         layers: the layers that it belongs to, most of it to the first; a gradient belongs to the
             layer of what it is the gradient of.
         primitives: what is computed in it, in order, with repetition; last, what is checked.

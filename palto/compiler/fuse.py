@@ -35,7 +35,7 @@ _INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
 _LARGE = 2**14
 #: Results of a sum that are enough to share out, even if each has much to do.
 _WIDE = 128
-_LIBRARY = ("sort", "fft")
+LIBRARY = ("sort", "fft")
 _CHEAP = (
     "add", "subtract", "multiply", "negative", "abs", "maximum", "minimum", "where", "cast",
     "expand", "reshape", "less", "less_equal", "equal", "detach",
@@ -165,7 +165,7 @@ class Fuser:
                     self._neighbours(x, [ix.of(v) for v in at], at[-1])
             for x in self._repeated(operation):
                 self._force(x)
-            if name in _LIBRARY or name == "scan":  # these see memory, not views of it
+            if name in (*LIBRARY, *nests.LOOPS):  # these see memory, not views of it
                 self._roots |= {id(x) for x in operation.inputs if not self.is_stored(x)}
             (first, *_) = outputs
             total = (name not in _INLINE) + sum(
@@ -448,10 +448,10 @@ class Fuser:
             self._place_single(operation, "scatter", early)
         elif name == "winograd_gradient":
             self._place_single(operation, "winograd", early)
-        elif name in _LIBRARY:
+        elif name in LIBRARY:
             self._place_single(operation, "library", early)
-        elif name == "scan":
-            self._place_single(operation, "scan", early)
+        elif name in nests.LOOPS:
+            self._place_single(operation, name, early)
         elif operation.is_recomputed and id(outputs[0]) not in self._late:
             self._waiting[id(outputs[0])] = outputs[0]
         else:

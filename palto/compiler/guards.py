@@ -65,6 +65,37 @@ class Fact:
             return repr(now) == repr(self.expected)  # tells -0.0 from 0.0, and NaN is itself
         return bool(now == self.expected)
 
+    def changed(self) -> Fact | None:
+        """Itself, if the value is no longer what it was."""
+        return None if self.holds() else self
+
+
+@dataclass(slots=True)
+class Attributes:
+    """All that an object's attributes are, of one that notes their changes."""
+
+    path: str
+    owner: Watched
+    expected: dict[str, Any]
+
+    def changed(self) -> Fact | None:
+        """What is no longer what it was."""
+        now = _attributes(self.owner)
+        if [*now] != [*self.expected]:
+            names = functools.partial(tuple, now)
+            return Fact(f"the attributes of {self.path}", names, tuple(self.expected), True)
+        for name, value in self.expected.items():
+            if now[name] is not value:
+                read = functools.partial(now.get, name)
+                fact = Fact(f"{self.path}.{name}", read, value, isinstance(value, _BY_VALUE))
+                if not fact.holds():
+                    return fact
+        return None
+
+
+def _attributes(owner: Watched) -> dict[str, Any]:
+    return {**vars(owner), "__class__": type(owner)}
+
 
 class Guards:
     """What a function's program takes for granted.
@@ -91,7 +122,7 @@ class Guards:
 
     def _walk(self, function: Callable[..., Any], statics: list[Any]) -> None:
         self._quick: list[Fact] = []
-        self._watched: list[Fact] = []
+        self._watched: list[Fact | Attributes] = []
         self._seen: dict[int, Any] = {}
         self._count = graph.mutation_count
         self._value(getattr(function, "__name__", "the function"), function, 0, watched=False)
@@ -110,9 +141,9 @@ class Guards:
                 return fact
         if self._count != graph.mutation_count:
             count = graph.mutation_count
-            for fact in self._watched:
-                if not fact.holds():
-                    return fact
+            for watched in self._watched:
+                if (found := watched.changed()) is not None:
+                    return found
             self._count = count
         return None
 
@@ -237,7 +268,6 @@ class Guards:
 
     def _object(self, path: str, value: Any, depth: int) -> None:
         """An instance: its type's methods and defaults, and its own attributes."""
-        notes = isinstance(value, Watched)
         slots = [
             name
             for kind in type(value).__mro__
@@ -246,17 +276,26 @@ class Guards:
             if hasattr(value, name)
         ]
         names = slots
-        if hasattr(value, "__dict__"):
+        if isinstance(value, Watched):
+            self._watched.append(Attributes(path, value, _attributes(value)))
+            for name, part in [*vars(value).items()]:
+                if isinstance(part, np.ndarray):
+                    self._fact(
+                        f"{path}.{name}", functools.partial(getattr, value, name), watched=True
+                    )
+                self._value(f"{path}.{name}", part, depth + 1, watched=True)
+        else:
+            if hasattr(value, "__dict__"):
 
-            def own() -> tuple[str, ...]:
-                return tuple(name for name in vars(value) if notes or self._matters(name))
+                def own() -> tuple[str, ...]:
+                    return tuple(name for name in vars(value) if self._matters(name))
 
-            self._token(f"the attributes of {path}", own, watched=notes)
-            names = [*own(), *slots]
-        self._fact(f"the type of {path}", lambda: type(value), watched=notes)
+                self._token(f"the attributes of {path}", own)
+                names = [*own(), *slots]
+            self._fact(f"the type of {path}", lambda: type(value), watched=False)
         for name in names:
             read = functools.partial(getattr, value, name, _MISSING)
-            self._inside(f"{path}.{name}", read, depth, watched=notes)
+            self._inside(f"{path}.{name}", read, depth, watched=isinstance(value, Watched))
         self._class(path, type(value), value, depth)
 
     def _class(self, path: str, kind: type, owner: Any, depth: int) -> None:

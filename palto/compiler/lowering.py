@@ -20,6 +20,7 @@ from palto.compiler.llvm.loops import Emitter, Kernel
 from palto.compiler.memory import Buffer
 from palto.compiler.nests import Check, Group, Member, Nest, Single
 from palto.compiler.prepare import RULES
+from palto.compiler.rolling import checks_before, rolled
 from palto.compiler.simplify import simplify
 from palto.tensor.graph import Array, Graph, Operation
 from palto.tensor.primitives import elementwise
@@ -90,6 +91,8 @@ class Lowering:
             is said otherwise.
         constants: the arrays that stand in the program, to which this one's are added.
         lasting: the numbers of inputs that are cells which the program does not write.
+        rolls: whether repeats may stay loops.
+        is_checked: whether somebody else has looked at what there is to check.
 
     Attributes:
         graph: the graph, prepared.
@@ -105,9 +108,13 @@ class Lowering:
         conditions: dict[int, str],
         constants: list[Array],
         lasting: Sequence[int] = (),
+        *,
+        rolls: bool = False,
+        is_checked: bool = False,
     ) -> None:
-        self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True)
-        self.checks = checks_of(self.graph)
+        stay = rolled(graph, writes) if rolls else {}
+        self.graph = simplify(graph, inline=True, rules=RULES, copy_outputs=True, rolled=stay)
+        self.checks = [] if is_checked else [*checks_of(self.graph), *checks_before(self.graph)]
         self.checks += [
             Check(self.graph.outputs[number], None, None, False,
                   functools.partial(condition_error, message))
@@ -122,6 +129,9 @@ class Lowering:
         new_values = [new for new, _ in updates]
         self._fuser = Fuser(self.graph, self.checks, early, late, new_values, kept)
         if any(_is_read_after(self._fuser, new, old) for new, old in updates):
+            if stay:  # a loop cannot wait with what it writes
+                Lowering.__init__(self, graph, writes, conditions, constants, lasting)
+                return
             updates = []
             self._fuser = Fuser(self.graph, self.checks, early, late, kept=kept)
         self._copies: list[Tensor] = []
@@ -321,17 +331,19 @@ class Lowering:
             scratch = [b for _, _, b in kernel.arguments if b is not None and b not in known]
             reads += [b for b in scratch if b.role != "arena"]
             writes += [b for b in scratch if b.role == "arena"]
-        body = None
+        body, inner = None, dict[int, Buffer]()
         end: float = nest.position
-        if isinstance(nest, Single) and nest.kind == "scan":
+        if isinstance(nest, Single) and nest.kind in nests.LOOPS:
             body = Body.of(nest.operation, self.stored, self.constants)
         if body is not None:
             self.checks += body.lowering.checks
             end = nest.position + _ALMOST
-            writes += body.adopt(nest.position)
+            inner = body.adopt(nest.position)
+            writes += [*inner.values(), *body.places(), *body.updated]
         for buffer in (*reads, *writes):
-            buffer.used(nest.position)
-            buffer.used(end)
+            if id(buffer) not in inner:
+                buffer.used(nest.position)
+                buffer.used(end)
         step = Step(nest, kernel, reads, writes, _work(nest, self.is_stored), body=body)
         step.writes_cells = any(b.role in ("cell", "input") for b in writes)
         return step
@@ -351,61 +363,88 @@ class Lowering:
 
 @dataclass(slots=True)
 class Body:
-    """What a scan repeats, as part of the program around it.
+    """What a scan or a repeat does again and again, as part of the program around it.
 
     Attributes:
-        lowering: one step of the scan.
-        operation: the scan.
-        inputs: the scan's inputs: what is carried, the sequences, then what stays the same.
-        outputs: the scan's outputs: what is carried, then what is stacked; where nobody reads one,
+        lowering: one step of the loop.
+        operation: the loop.
+        sequences: how many inputs are cut into steps.
+        inputs: its inputs: what is carried, the sequences, then what stays the same.
+        outputs: its outputs: what is carried, then what is stacked; where nobody reads one,
             a place for one element of it.
         spare: for each carried value, two places for what it becomes.
+        own: each input that a step of a repeat has of its own: those of all steps.
+        updated: those of `own` that the steps write into.
     """
 
     lowering: Lowering
     operation: Operation
+    sequences: int
     inputs: list[Buffer]
     outputs: list[Buffer]
     spare: list[tuple[Buffer, Buffer]]
+    own: list[list[Buffer]]
+    updated: list[Buffer]
 
     @staticmethod
     def of(
         operation: Operation, stored: Callable[[Tensor], Buffer | None], constants: list[Array]
     ) -> Body | None:
-        """The body of a scan; None if a part of it is run from Python."""
-        count = len(constants)
-        lowering = Lowering(operation.params["body"], {}, {}, constants)
+        """The body of a loop; None if a part of it is run from Python."""
+        params, count = operation.params, len(constants)
+        carries = params["carries"]
+        fixed = len(operation.inputs)  # of what all steps share
+        updates: Sequence[int] = params.get("updates", ())
+        if is_repeat := operation.primitive.name == "repeat":
+            fixed = carries + params["shared"]
+        writes: dict[int, int | None] = {
+            carries + i: fixed + number for i, number in enumerate(updates)
+        }
+        lowering = Lowering(params["body"], writes, {}, constants, is_checked=is_repeat)
         if not lowering.is_native:
             del constants[count:]
             return None
-        carries = operation.params["carries"]
         results = lowering.graph.outputs
-        inputs, outputs = [], []
+        given: list[Buffer] = []
         for x in operation.inputs:
             buffer = stored(x)
             assert buffer is not None
-            inputs.append(buffer)
-        for x, one in zip(operation.outputs, results, strict=True):
-            outputs.append(stored(x) or Buffer(one.shape, one.dtype, "arena"))
+            given.append(buffer)
+        inputs, rest = given[:fixed], given[fixed:]
+        width = len(lowering.graph.inputs) - fixed
+        own = [rest[i::width] for i in range(width)]
+        outputs = [
+            stored(x) or Buffer(one.shape, one.dtype, "arena")
+            for x, one in zip(
+                operation.outputs, results[: len(results) - len(updates)], strict=False
+            )
+        ]
         spare = [
             (Buffer(x.shape, x.dtype, "arena"), Buffer(x.shape, x.dtype, "arena"))
             for x in results[:carries]
         ]
-        return Body(lowering, operation, inputs, outputs, spare)
+        return Body(
+            lowering, operation, params.get("sequences", 0), inputs, outputs, spare, own,
+            [b for number in updates for b in own[number]],
+        )  # fmt: skip
 
-    def adopt(self, position: int) -> list[Buffer]:
-        """The memory that the loop needs of the program around it, where it is one step."""
+    def adopt(self, position: int) -> dict[int, Buffer]:
+        """The memory that each step needs anew, where the loop is one step of the program."""
         span = len(self.lowering.steps) + 1
         inner = {id(b): b for b in self.lowering.buffers() if b.role == "arena"}
         for buffer in inner.values():
             buffer.first = position + buffer.first / span
             buffer.last = position + buffer.last / span
-        places = [b for pair in self.spare for b in pair]
-        return [*inner.values(), *places, *(b for b in self.outputs if b.role == "arena")]
+        return inner
+
+    def places(self) -> list[Buffer]:
+        """The memory that the loop needs from its first step to its last."""
+        return [*(b for pair in self.spare for b in pair),
+                *(b for b in self.outputs if b.role == "arena")]  # fmt: skip
 
 
 def _updates(graph: Graph, writes: dict[int, int | None]) -> list[tuple[Tensor, Tensor]]:
-    """Boxes written into a cell's old value that become the cell's new value: (new, old)."""
+    """What is written into a cell's old value and becomes the cell's new value: (new, old)."""
     found = []
     for number, source in writes.items():
         copy = graph.outputs[number]
@@ -414,8 +453,8 @@ def _updates(graph: Graph, writes: dict[int, int | None]) -> list[tuple[Tensor, 
         operation = new.operation if new._value is None else None
         if source is None or operation is None or not new.size:
             continue
-        old = graph.inputs[source]
-        if operation.primitive.name == "dynamic_update_slice" and operation.inputs[0] is old:
+        old, name = graph.inputs[source], operation.primitive.name
+        if name == "repeat" or (name == "dynamic_update_slice" and operation.inputs[0] is old):
             found.append((new, old))
     return found
 
@@ -423,8 +462,9 @@ def _updates(graph: Graph, writes: dict[int, int | None]) -> list[tuple[Tensor, 
 def _is_read_after(fuser: Fuser, new: Tensor, old: Tensor) -> bool:
     """Whether a nest needs a cell's old value when it has been overwritten."""
     home = fuser.home[id(new)]
+    is_loop = isinstance(home, Single) and home.kind == "repeat"  # which updates all of it itself
     return home.early or any(
-        tensor is old and nest.position >= home.position
+        tensor is old and nest.position >= home.position + is_loop
         for nest in fuser.nests
         for tensor, _ in nest.reads
     )
@@ -432,7 +472,7 @@ def _is_read_after(fuser: Fuser, new: Tensor, old: Tensor) -> bool:
 
 def _is_native(nest: Nest) -> bool:
     """Whether a nest is a kernel, and no loop around others, and not run from Python."""
-    return not (isinstance(nest, Single) and nest.kind in ("library", "scan"))
+    return not (isinstance(nest, Single) and nest.kind in ("library", *nests.LOOPS))
 
 
 def _work(nest: Nest, is_stored: Callable[[Tensor], bool]) -> int:

@@ -66,7 +66,7 @@ class Native(Lowering):
         arguments = len(graph.inputs) - len(reads)
         own = {*writes.values()}
         lasting = [n for n in range(arguments, len(graph.inputs)) if n not in own]
-        super().__init__(graph, writes, conditions, [], lasting)
+        super().__init__(graph, writes, conditions, [], lasting, rolls=True)
         #: Which state of the cells the kept results are of.
         self._state: int | None = None
         #: The cells that they are computed of.
@@ -140,10 +140,18 @@ class Native(Lowering):
         self.arena_bytes = memory.plan(arena, gap=_GUARD if self._debug else 0)
         # The inputs and outputs of a loop's steps are parts of other buffers.
         own = {id(b) for step in self.steps for b in (*step.reads, *step.writes)}
-        self._table = [
-            b for b in found.values()
-            if b.role == "constant" or (b.role != "arena" and id(b) in own)
-        ]  # fmt: skip
+        # What the steps of a repeat have of their own stands in a row.
+        rows = {
+            id(b): b
+            for step in self.steps
+            for row in (step.body.own if step.body is not None else ())
+            for b in row
+        }
+        self._table = [*rows.values(), *(
+            b for key, b in found.items()
+            if key not in rows
+            and (b.role == "constant" or (b.role != "arena" and key in own))
+        )]  # fmt: skip
         self._segments: list[list[Step]] = [[]]
         #: What is run from Python between the segments.
         self._between: list[Step] = []

@@ -145,13 +145,17 @@ def target_indices(member: Member, place: Index, row: Index) -> list[Index]:
     return indices
 
 
+#: Operations that run a body again and again.
+LOOPS = ("scan", "repeat")
+
+
 @dataclass(eq=False, slots=True)
 class Single(Nest):
     """One operation in loops of its own.
 
     Attributes:
         operation: the operation.
-        kind: "reduce", "running", "scatter", "update", "winograd", "library" or "scan".
+        kind: "reduce", "running", "scatter", "update", "winograd", "library" or one of `LOOPS`.
         variables: one for each axis of the result.
         reduced: one for each axis that is summed over.
     """

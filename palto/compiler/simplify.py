@@ -22,6 +22,7 @@ def simplify(
     inline: bool,
     rules: Mapping[str, Rule] = MappingProxyType({}),
     copy_outputs: bool = False,
+    rolled: Mapping[int, Graph] = MappingProxyType({}),
 ) -> Graph:
     """Without dead code, detours and repetition.
 
@@ -34,8 +35,10 @@ def simplify(
             would compute again. A checkpoint shares nothing: to compute again is its purpose.
         rules: how to rewrite operations, by primitive.
         copy_outputs: whether each output is to be a copy (`detach`) of its own.
+        rolled: the repeats that stay, by sequence number, with the bodies that they get. Others are
+            laid open.
     """
-    simplifier = _Simplifier(inline, rules)
+    simplifier = _Simplifier(inline, rules, rolled)
     with simplifier.trace.active(), set_grad_enabled(False):
         inputs = [simplifier.trace.placeholder(x.shape, x.dtype) for x in graph.inputs]
         outputs = simplifier.copy(graph, inputs)
@@ -45,10 +48,13 @@ def simplify(
 
 
 class _Simplifier:
-    def __init__(self, inline: bool, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self, inline: bool, rules: Mapping[str, Rule], rolled: Mapping[int, Graph]
+    ) -> None:
         self.trace = Trace()
         self._inline = inline
         self._rules = rules
+        self._rolled = rolled
         self._known: dict[Any, Sequence[Tensor]] = {}
         self._is_recomputed = False
 
@@ -78,6 +84,11 @@ class _Simplifier:
             results = self.copy(params["body"], arguments)
             self._known, self._is_recomputed = outside, was_again
             return results
+        if primitive is control.repeat:
+            if operation.sequence not in self._rolled:
+                body = params["body"]
+                return control.unrolled(arguments, lambda *x: self.copy(body, x), **params)
+            params = {**params, "body": self._rolled[operation.sequence]}
         rule = self._rules.get(primitive.name)
         with scope(operation.scope):
             if rule is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from palto.compiler import team
 from palto.compiler.addresses import address_of
 from palto.compiler.llvm import machine
 from palto.tensor.dtypes import Array, DType
@@ -24,7 +24,7 @@ from palto.tensor.dtypes import Array, DType
 #: of a second: a first batch is there at once, and whoever loads little never waits.
 BEFORE_CODE = 32 << 20
 #: A row is asked for so many bytes before it is copied, and at least so many rows.
-_AHEAD_BYTES, _AHEAD = 4096, 4
+_AHEAD_BYTES, _AHEAD = 8192, 4
 _LINE = 64
 _SCALE = np.float32(1 / 255)
 
@@ -81,17 +81,23 @@ _CONVERT = """\
   %scaled = fmul <{width} x float> %float, splat (float {scale})
   store <{width} x float> %scaled, ptr %out_k, align 4"""
 
-#: ``void gather(table)``. The table: the places, how many; of each part the number of what copies
-#: its rows, the rows, the length of one in bytes, how far ahead, what is written; at the end 0.
+#: ``void gather(table, sync, thread, threads)``, a program of a team. The table: the places, how
+#: many; of each part the number of what copies its rows, the rows, the length of one in bytes, how
+#: far ahead, what is written; at the end 0.
 _GATHER = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare i64 @llvm.smin.i64(i64, i64)
 @kinds = internal constant [{count} x ptr] [{kinds}]
-define void @gather(ptr %table) {{
+define void @gather(ptr %table, ptr %sync, i64 %thread, i64 %threads) {{
 entry:
   %places = load ptr, ptr %table, align 8
   %count_at = getelementptr i64, ptr %table, i64 1
   %count = load i64, ptr %count_at, align 8
+  %following = add i64 %thread, 1
+  %shares = mul i64 %count, %thread
+  %first = sdiv i64 %shares, %threads
+  %shares_after = mul i64 %count, %following
+  %last = sdiv i64 %shares_after, %threads
   %first_part = getelementptr i64, ptr %table, i64 2
   br label %head
 head:
@@ -110,7 +116,7 @@ part:
   %out = load ptr, ptr %out_at, align 8
   %code_at = getelementptr ptr, ptr @kinds, i64 %kind
   %code = load ptr, ptr %code_at, align 8
-  call void %code(ptr %rows, i64 %length, ptr %places, i64 0, i64 %count, i64 %ahead, ptr %out)
+  call void %code(ptr %rows, i64 %length, ptr %places, i64 %first, i64 %last, i64 %ahead, ptr %out)
   %part_next = getelementptr i64, ptr %part_at, i64 5
   br label %head
 end:
@@ -157,14 +163,14 @@ class Gathering:
 
     Args:
         parts: the arrays, of equal length.
+        threads: of compiled programs, how many share the work.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], threads: int = 1) -> None:
         #: Of each: itself, the shape and the bytes of a row that comes out, what the code is told.
         self._parts = [(x, x.array.shape[1:], x.row_bytes, _told(x)) for x in parts]
+        self._threads = threads
         self.row_bytes = sum(x.row_bytes for x in parts)
-        words = 3 + sum(1 + len(told) for *_, told in self._parts if told is not None)
-        self._packed = struct.Struct(f"{words}q").pack
 
     def __call__(self, places: Array) -> list[Array]:
         """New arrays of the rows (n, ...) of each part.
@@ -177,7 +183,7 @@ class Gathering:
         if _gathered < BEFORE_CODE:
             _gathered += count * self.row_bytes  # lost counts of other threads do no harm
             return [part.take(places) for part, *_ in self._parts]
-        found, table = [], [address_of(places), count]
+        found, words = [], [address_of(places), count]
         for part, shape, row_bytes, told in self._parts:
             if told is None:
                 found.append(part.take(places))
@@ -186,8 +192,13 @@ class Gathering:
             start = address_of(memory)
             shift = -start % _LINE
             found.append(np.ndarray((count, *shape), part.dtype, memory, shift))
-            table += *told, start + shift
-        _code()(self._packed(*table, 0))
+            words += *told, start + shift
+        code, address = _code()
+        table = np.array([*words, 0], np.int64)
+        if self._threads > 1:
+            team.run(address, address_of(table), self._threads)
+        else:  # while another thread may run a program
+            code(address_of(table), None, 0, 1)
         return found
 
 
@@ -208,7 +219,8 @@ def _told(part: Part) -> list[int] | None:
 
 
 @cache
-def _code() -> Callable[[bytes], None]:
+def _code() -> tuple[Any, int]:
+    """What gathers, to be called, and its address."""
     # LLVM's text gives a float32 as the bits of the float64 of the same value.
     scale = f"0x{int(np.float64(_SCALE).view(np.uint64)):016X}"
     text = _GATHER.format(
@@ -223,6 +235,7 @@ def _code() -> Callable[[bytes], None]:
             out="float" if converts else "i8",
         )  # fmt: skip
     code = machine.load(text)
-    function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.address("gather"))
+    address = code.address("gather")
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)(address)
     function.code = code  # type: ignore[attr-defined]  # the code lives as long as it can be called
-    return function
+    return function, address

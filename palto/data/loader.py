@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from palto.compiler import team
 from palto.data.dataset import Dataset, in_epoch, in_memory
 from palto.data.gather import Gathering
 from palto.tensor import Tensor
@@ -28,10 +29,10 @@ Batch = tuple[Tensor, ...]
 #: From the numbers of examples, of one batch or of several, to these.
 Load = Callable[[Array], list[Batch]]
 
-#: From arrays in memory, so many batches are gathered in one go, of at most so many bytes: Python's
-#: work is then done once for all of them, and what has been gathered is in the cache when its turn
-#: comes.
-GATHERED, GATHERED_BYTES = 32, 400 << 10
+#: From arrays in memory, so many batches are gathered in one go, of at most so many bytes by each
+#: thread: Python's work is then done once for all of them, and what has been gathered is in a cache
+#: when its turn comes.
+GATHERED, GATHERED_BYTES = 32, 512 << 10
 #: By so many threads at most, for more would wait for the same memory.
 GATHERERS = 2
 
@@ -55,7 +56,7 @@ class DataLoader:
     is being loaded then is finished in the background and thrown away.
 
     A batch never changes. Batches of arrays in memory are views of up to 32 that were gathered at
-    once, 400 KiB at most: whoever keeps one of them keeps the others' memory, too.
+    once, 1 MiB at most: whoever keeps one of them keeps the others' memory, too.
 
     Args:
         dataset: where the examples come from.
@@ -180,8 +181,10 @@ class DataLoader:
         step, workers = size, self.num_workers
         found = in_memory(dataset, order)
         if found is not None:
-            gathering, order = Gathering(found[0]), found[1]
-            at_once = max(min(GATHERED_BYTES // (gathering.row_bytes * size or 1), GATHERED), 1)
+            threads = 1 if workers else min(team.thread_count(), GATHERERS)
+            gathering, order = Gathering(found[0], threads), found[1]
+            at_once = GATHERED_BYTES * threads // (gathering.row_bytes * size or 1)
+            at_once = max(min(at_once, GATHERED), 1)
             load, step = partial(_gather, gathering, size), size * at_once
             workers = min(workers, GATHERERS)
         chunks = (order[k : k + step] for k in range(position.given * size, len(order), step))
@@ -281,8 +284,12 @@ def _gather(gathering: Gathering, size: int, places: Array) -> list[Batch]:
 
 def _cut(array: Array, size: int) -> list[Tensor]:
     """The batches that were gathered in one go."""
-    dtype, batches = array.dtype, [array[k : k + size] for k in range(0, len(array), size)]
-    return [Tensor(x.shape, dtype, x) for x in batches]
+    dtype, whole, shape = array.dtype, len(array) // size, (size, *array.shape[1:])
+    batches = array[: whole * size].reshape(whole, *shape)
+    found = [Tensor(shape, dtype, x) for x in batches]
+    if len(rest := array[whole * size :]):
+        found.append(Tensor(rest.shape, dtype, rest))
+    return found
 
 
 def _load(dataset: Dataset, indices: Array) -> list[Batch]:

@@ -61,6 +61,7 @@ from palto.nn.pooling import (
 )
 from palto.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from palto.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from palto.nn.repeat import repeated
 from palto.nn.summary import Summary
 
 # isort: split

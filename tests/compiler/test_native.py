@@ -469,6 +469,7 @@ EXAMPLES = {
     "random_bits": drawings,
     "composite": None,
     "scan": None,
+    "repeat": None,
 }
 
 

@@ -32,8 +32,8 @@ def by_numpy(part, places):
     return rows.astype(part.dtype)
 
 
-def check(parts, places):
-    found = Gathering(parts)(np.asarray(places, np.int64))
+def check(parts, places, threads=1):
+    found = Gathering(parts, threads)(np.asarray(places, np.int64))
     for part, rows in zip(parts, found, strict=True):
         expected = by_numpy(part, places)
         assert (rows.shape, rows.dtype) == (expected.shape, expected.dtype)
@@ -59,7 +59,8 @@ def test_the_same_to_the_bit(length, rows, data):
         is_scaled = is_scaled and dtype == "uint8"
         array = numbers((length, *shape), dtype)
         parts.append(Part(array, np.dtype(np.float32) if is_scaled else array.dtype, is_scaled))
-    check(parts, data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=30)))
+    places = data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=30))
+    check(parts, places, data.draw(st.integers(1, 3)))
 
 
 @pytest.mark.parametrize("length", [1, 8, 63, 64, 65, 784, 3000])
@@ -83,7 +84,14 @@ def test_arrays_that_lie_in_another_way_or_come_out_in_another_dtype():
     check([Part(whole.astype(">f4"), np.dtype(np.float32)), Part(whole, whole.dtype)], [8, 2])
 
 
-def test_threads():
+def test_threads_share_the_rows():
+    part = Part(numbers((500, 100)), np.dtype(np.float32), True)
+    for threads in (2, 3):
+        for count in (1, 2, 499, 500):
+            check([part, Part(numbers((500, 8)), np.dtype(np.uint8))], range(count), threads)
+
+
+def test_threads_that_gather_at_once():
     part = Part(numbers((500, 100)), np.dtype(np.float32), True)
     orders = [np.random.default_rng(seed).permutation(500) for seed in range(8)]
     gathering = Gathering([part])

@@ -217,7 +217,7 @@ def test_whoever_keeps_a_batch_keeps_little_else(before_code):
                 for kept in (images.array(), labels.array()):
                     whole = kept if kept.base is None else kept.base
                     edge = 64  # so that it begins where a line of the cache does
-                    assert whole.nbytes <= max(kept.nbytes, 400 << 10) + edge
+                    assert whole.nbytes <= max(kept.nbytes, 1 << 20) + edge
                     assert whole.nbytes <= 32 * batch_size * kept[:1].nbytes + edge
 
 

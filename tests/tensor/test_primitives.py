@@ -735,6 +735,33 @@ CASES["scan"] = [
 ]
 
 
+def again(lib, carry, weight, *own):
+    """A carried value, and what each time makes of a value of its own."""
+    news = []
+    for x in own:
+        carry, new = lib.sin(carry) * weight + x, x * carry
+        news.append(new)
+    return carry, *news
+
+
+def repeated(*tensors):
+    from palto.tensor.primitives import control
+
+    body = control.trace_body(lambda *xs: again(palto, *xs), tensors[:3]).graph
+    length = len(tensors) - 2
+    return apply(
+        control.repeat, *tensors, body=body, carries=1, shared=1, length=length, updates=(0,)
+    )
+
+
+# More of repeat is in tests/nn/test_repeat.py.
+CASES["repeat"] = [
+    Case((real(3), real(3), *(real(3) for _ in range(times))),
+         lambda *arrays: again(np, *arrays), function=repeated)
+    for times in (1, 3)
+]  # fmt: skip
+
+
 def test_every_primitive_has_a_case():
     assert set(CASES) == set(TABLE)
 

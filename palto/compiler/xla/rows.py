@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from palto.tensor.primitives.control import unrolled
 from palto.tensor.primitives.random import KEY_STEPS, MULTIPLIERS, ROUNDS
 
 if TYPE_CHECKING:
@@ -259,6 +260,10 @@ def _scan(
     return (*last, *stacked)
 
 
+def _repeat(lowering: Lowering, *inputs: Array, body: Any, **others: Any) -> Sequence[Array]:
+    return unrolled(inputs, lambda *arrays: lowering.evaluate(body, arrays), **others)
+
+
 _PLAIN: dict[str, Callable[..., Any]] = {
     "negative": jnp.negative,
     "sign": jnp.sign,
@@ -332,4 +337,5 @@ TABLE: dict[str, Row] = {
     "gather": _gather,
     "composite": _composite,
     "scan": _scan,
+    "repeat": _repeat,
 }

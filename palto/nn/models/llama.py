@@ -92,16 +92,14 @@ class Attention(nn.Module):
         x: Tensor,
         angles: tuple[Tensor, Tensor],
         kept: tuple[nn.Buffer, nn.Buffer] | None = None,
-        position: Any = 0,
+        start: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """(N, L, width), kept; with a cache it goes there at `position`, and the mask is (L, S)."""
+        """(N, L, width), kept; with a cache it goes there at `start`, and the mask is (L, S)."""
         query = rotate(_heads(self.q_proj(x), self.heads), *angles)
         key = rotate(_heads(self.k_proj(x), self.key_value_heads), *angles)
         value = _heads(self.v_proj(x), self.key_value_heads)
-        if kept is not None and mask is not None:
-            zero = F.asarray(0)
-            start = F.stack([zero, zero, F.asarray(position), zero])
+        if kept is not None and start is not None and mask is not None:
             for cell, new in zip(kept, (key, value), strict=True):
                 cell.assign(F.dynamic_update_slice(cell.read(), new, start))
             key, value = (cell.read()[:, :, : mask.shape[-1]] for cell in kept)
@@ -242,16 +240,21 @@ class Llama(nn.Module):
                 f"shape {tokens.shape}{'' if length is None else f' and a length of {length}'}"
             )
         positions = F.arange(time) + position
-        mask = None
+        start = mask = None
         if cache is not None:
+            zero = F.asarray(0)
+            start = F.stack([zero, zero, F.asarray(position), zero])
             places = F.arange(cache.context if length is None else length)
             mask = F.expand_dims(places, 0) <= F.expand_dims(positions, 1)
         x: Tensor = self.embed_tokens(tokens)
         angles = rotary_angles(positions, self.head, self.rope_base, self.rope_factors, x.dtype)
-        for i, layer in enumerate(self.layers):
-            kept = None if cache is None else (cache.keys[i], cache.values[i])
-            x = layer(x, angles, kept, position, mask)
-        result: Tensor = self.norm(x)
+        kept = (
+            [None] * len(self.layers)
+            if cache is None
+            else zip(cache.keys, cache.values, strict=True)
+        )
+        arguments = [(angles, cells, start, mask) for cells in kept]
+        result: Tensor = self.norm(nn.repeated(self.layers, x, arguments))
         return result
 
 

@@ -1,14 +1,15 @@
-"""Rows that carry a body: named composites and scan.
+"""Rows that carry a body: named composites, scan and repeat.
 
 A composite is a function of other primitives that stays one operation in a trace, so that the
 compiler can schedule a softmax as a softmax; its gradient is a composite whose body is derived by
 backprop and recomputes what it needs. A scan is a loop with carried state; its gradient computes
-each step again from the state before it, but keeps the results of scans that stand in it.
+each step again from the state before it, but keeps the results of scans that stand in it. A repeat
+is one function again and again, with other cells each time, such as the layers of a transformer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from palto.tensor.graph import (
     resolve,
     set_grad_enabled,
 )
-from palto.tensor.tensor import Cell, Shape, Tensor
+from palto.tensor.tensor import Cell, Shape, Tensor, TraceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +112,35 @@ def _specs(graph: Graph) -> tuple[Spec, ...]:
 
 
 def _composite_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
-    from palto.backprop import gradients
-
-    gradient: Callable[..., Gradients] | None = operation.params["gradient"]
+    params = operation.params
+    gradient: Callable[..., Gradients] | None = params["gradient"]
     if gradient is not None:
         return gradient(operation, *grads)
-    body: Graph = operation.params["body"]
+    return _gradient_through(
+        params["body"].replay, f"{params['name']}.gradient", operation, grads, params["statics"],
+        recompute=params["recompute"],
+    )  # fmt: skip
+
+
+def _gradient_through(
+    replay: Callable[..., Sequence[Tensor]],
+    name: str,
+    operation: Operation,
+    grads: Sequence[Tensor | None],
+    statics: dict[str, Any],
+    *,
+    recompute: bool,
+) -> Gradients:
+    """A composite that computes an operation's outputs again, by `replay`, and their gradient."""
+    from palto.backprop import gradients
+
     wanted = [i for i, x in enumerate(operation.inputs) if x.requires_grad]
     used = [i for i, g in enumerate(grads) if g is not None]
     count = len(operation.inputs)
 
     def backward(*tensors: Tensor) -> list[Tensor]:
         inputs, incoming = tensors[:count], tensors[count:]
-        outputs = body.replay(*inputs)
+        outputs = replay(*inputs)
         found = gradients(
             [outputs[i] for i in used], incoming, [inputs[i] for i in wanted], create_graph=True
         )
@@ -132,12 +149,9 @@ def _composite_gradient(operation: Operation, *grads: Tensor | None) -> Gradient
         ]
 
     results = call(
-        f"{operation.params['name']}.gradient",
-        backward,
-        [*operation.inputs, *(g for g in grads if g is not None)],
-        operation.params["statics"],
-        recompute=operation.params["recompute"],
-    )
+        name, backward, [*operation.inputs, *(g for g in grads if g is not None)], statics,
+        recompute=recompute,
+    )  # fmt: skip
     filled: list[Tensor | None] = [None] * count
     for i, g in zip(wanted, results, strict=True):
         filled[i] = g
@@ -352,5 +366,111 @@ scan = Primitive(
     _scan_infer,
     _scan_numpy,
     _scan_gradient,
+    flops=lambda op: op.params["length"] * _body_flops(op.params["body"]),
+)
+
+# repeat
+
+
+def unrolled(
+    inputs: Sequence[Any],
+    once: Callable[..., Sequence[Any]],
+    *,
+    carries: int,
+    shared: int,
+    length: int,
+    **_: Any,
+) -> tuple[Any, ...]:
+    """The outputs of a repeat, of tensors or arrays.
+
+    Args:
+        inputs: those of the repeat: what is carried, what stays the same, then what each time has
+            of its own.
+        once: what one time computes: what is carried, then what its own inputs become.
+        carries: how many values are carried.
+        shared: how many stay the same.
+        length: how many times.
+    """
+    carry, same, own = _split(inputs, carries, shared)
+    width = len(own) // length
+    rest: list[Any] = []
+    for start in range(0, len(own), width):
+        results = once(*carry, *same, *own[start : start + width])
+        carry = results[:carries]
+        rest += results[carries:]
+    return (*carry, *rest)
+
+
+def _repeat_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
+    params = operation.params
+
+    def replay(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return unrolled(inputs, params["body"].replay, **params)
+
+    return _gradient_through(replay, "repeat.gradient", operation, grads, {}, recompute=False)
+
+
+def apply_repeat(
+    function: Callable[..., Sequence[Tensor]],
+    carry: Sequence[Tensor],
+    others: Sequence[Mapping[Cell, Cell]],
+) -> tuple[Tensor, ...] | None:
+    """Run `function(*carry)`, then on what it returned, and so on, as one operation.
+
+    Args:
+        function: as it is the first time.
+        carry: the tensors that it begins with.
+        others: for each further time, the cells that it uses instead of those of the first time.
+
+    Returns:
+        What the last time returns; None, and nothing is done, where times do not only differ in
+        their cells, or one needs the cells of another.
+    """
+    try:
+        body = trace_body(function, carry)
+    except TraceError:  # what no body can do
+        return None
+    cells = [x.cell for x in body.captured]
+    own = [i for i, cell in enumerate(cells) if cell in others[0]]
+    same = [i for i, cell in enumerate(cells) if cell not in others[0]]
+    first = [cell for cell in cells if cell is not None and cell in others[0]]
+    used = [first, *([other[cell] for cell in first] for other in others)]
+    distinct = {id(cell) for time in used for cell in time}
+    place = {id(cell): number for number, cell in enumerate(first)}
+    graph, count = body.graph, len(carry)
+    if (
+        not own
+        or len(distinct) < len(used) * len(own)
+        or any(id(cells[i]) in distinct for i in same)
+        or any(id(cell) not in place for cell in body.assigned)
+        or _specs(graph)[:count] != tuple(Spec(x.shape, x.dtype) for x in carry)
+    ):
+        return None
+    updates = tuple(place[id(cell)] for cell in body.assigned)
+    places = [*range(count), *(count + i for i in (*same, *own))]
+    graph = Graph(
+        tuple(graph.inputs[i] for i in places), graph.operations, graph.outputs, graph.tensors
+    )
+    operands = [*carry, *(body.captured[i] for i in same)]
+    operands += [cell.read() for time in used for cell in time]
+    results = apply(
+        repeat, *operands, body=graph, carries=count, shared=len(same), length=len(used),
+        updates=updates,
+    )  # fmt: skip
+    results = (results,) if isinstance(results, Tensor) else results
+    values = iter(results[count:])
+    for time in used:
+        for number in updates:
+            time[number].assign(next(values))
+    return results[:count]
+
+
+#: Its parameter `updates` says of which of a time's own inputs its further outputs are the new
+#: values.
+repeat = Primitive(
+    "repeat",
+    lambda *inputs, body, **others: unrolled(inputs, lambda *_: _specs(body), **others),
+    lambda *arrays, body, **others: unrolled(arrays, body.evaluate, **others),
+    _repeat_gradient,
     flops=lambda op: op.params["length"] * _body_flops(op.params["body"]),
 )
