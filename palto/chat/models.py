@@ -218,12 +218,14 @@ def llama(plan: Plan, source: Source, where: object, tokens: int = 1) -> nn.mode
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    norms = {}
     for name in wanted:
         if name.endswith("norm"):
             kind, values = source.weight(name)
             if kind not in PLAIN:
                 raise ValueError(f"{where}: {name} is of the kind {kind}, not of plain numbers")
-            model.load_state_dict({f"{name}.weight": values.astype(np.float32)}, strict=False)
+            norms[f"{name}.weight"] = values.astype(np.float32)
+    model.load_state_dict(norms, strict=False)
     model.requires_grad_(False)
     return model.eval()
 
