@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import functools
 import gc
 import inspect
 import random
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +29,7 @@ from palto.compiler.dynamic import (
 from palto.compiler.executor import Executor, Explanation, Runnable, dense
 from palto.compiler.executors import chosen
 from palto.compiler.guards import Guards
+from palto.compiler.llvm import machine
 from palto.compiler.sizes import LEAST, Comparisons
 from palto.compiler.trace import VALUE, Recording, difference, record
 from palto.tensor import dtypes
@@ -70,7 +69,8 @@ class _Entry:
 
     def forget_plan(self) -> None:
         self.program.forget_plan()
-        _give_back()
+        gc.collect()
+        machine.give_back()
 
     def changed(self) -> str | None:
         fact = self.guards.changed()
@@ -441,15 +441,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _give_back() -> None:
-    """Give the system the memory that traces and LLVM had; the C library would keep it."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _delivered(recording: Recording, tensors: Sequence[Tensor]) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import ctypes
 import functools
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -95,6 +97,14 @@ def provide(name: str, address: int) -> None:
     _llvm().add_symbol(name, address)
 
 
+def give_back() -> None:
+    """Give the system the memory that is free again, which the C library would keep."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _load(text: str, cached: bool) -> Code:
     with _loading:
         externals = _EXTERNAL.findall(text)
@@ -105,6 +115,7 @@ def _load(text: str, cached: bool) -> Code:
         if image is None:
             image = _compile(text)
             cache.store(path, image)
+            give_back()
         return Code(image, externals)
 
 
