@@ -256,7 +256,8 @@ class Lowering:
                         # Each element is read before the result's is written in its place.
                         shared = [key for key, b in self._buffers.items() if b is buffer]
                         self._buffers |= dict.fromkeys(shared, home)
-                        begins[id(home)] = phase
+                        # What x shares its own memory with may have been written before it.
+                        begins[id(home)] = begins.get(id(buffer), phase)
                         break
 
     def _read_in_place(self, nest: Group) -> list[Tensor]:

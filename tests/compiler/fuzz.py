@@ -942,6 +942,13 @@ _along("top_k", "palto.top_k({0}, min({k}, palto.asarray({0}).shape[{axis}]), ax
        "[{part}]", _ORDERED, jumps=True, exact="always",
        extra=lambda g, x: {"k": g.random.randint(0, 4), "part": int(g.chance(0.5))})  # fmt: skip
 _along("softmax", f"{_FUNCTIONAL}.softmax({{0}}, {{axis}})", FLOATS, weight=1)
+#: Passes over rows in a row, whose results share memory with what they read.
+_along(
+    "softmax beside itself",
+    f"{_FUNCTIONAL}.softmax({{0}}, {{axis}}) + {{0}} * 0.1",
+    FLOATS,
+    weight=2,
+)
 _along("log_softmax", f"{_FUNCTIONAL}.log_softmax({{0}}, {{axis}})", FLOATS)
 _along("fft", "palto.fft.fft({0}, axis={axis})", ("float32", "complex64"))
 _along("ifft", "palto.fft.ifft({0}, axis={axis})", ("complex64",), weight=0.3)

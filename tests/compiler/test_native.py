@@ -1505,6 +1505,34 @@ def test_large_tensors_that_share_nothing_are_computed_when_they_are_needed():
     assert product.explain().arena_bytes < 2 * 256 * 256 * 4 + 3 * 64 * 256 * 4
 
 
+#: Passes over rows, whose results lie where what they read has lain, as far as they can.
+ROW_PASSES = [
+    lambda x: nn.functional.softmax(x) + x * 0.1,
+    nn.functional.softmax,
+    lambda x: nn.functional.log_softmax(x) * 0.1 + x,
+    lambda x: nn.functional.rms_norm(x, [x.shape[-1]], eps=0.5),
+    lambda x: palto.tanh(x - palto.max(x, -1, keepdims=True)) + x,
+    lambda x: x * palto.mean(x, -1, keepdims=True) + 1,
+    lambda x: palto.square(x) + 0.1,
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_passes_over_rows_one_after_another(seed):
+    chosen = np.random.default_rng(seed).integers(0, len(ROW_PASSES), 3 + seed % 7)
+    chosen[-1] *= seed % 2  # also one kind alone
+    chosen = [0] * len(chosen) if seed < 8 else chosen
+
+    def function(x):
+        found = []
+        for number in chosen:
+            x = ROW_PASSES[number](x)
+            found.append(palto.sum(palto.square(x), 0))
+        return (x, *found) if seed % 3 else x
+
+    run_both(function, numbers("float32", (17, 64)), rtol=1e-3)
+
+
 def test_large_arrays_have_the_same_bits_with_any_threads():
     x, w = numbers("float32", (257, 300)), numbers("float32", (300, 129))
     image, kernel = numbers("float32", (3, 33, 31, 16)), numbers("float32", (3, 3, 16, 32))
