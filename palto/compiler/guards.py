@@ -94,7 +94,9 @@ class Attributes:
 
 
 def _attributes(owner: Watched) -> dict[str, Any]:
-    return {**vars(owner), "__class__": type(owner)}
+    """But for arrays, which may change without a note."""
+    found = {k: x for k, x in vars(owner).items() if not isinstance(x, np.ndarray)}
+    return {**found, "__class__": type(owner)}
 
 
 class Guards:
@@ -281,7 +283,9 @@ class Guards:
             for name, part in [*vars(value).items()]:
                 if isinstance(part, np.ndarray):
                     self._fact(
-                        f"{path}.{name}", functools.partial(getattr, value, name), watched=True
+                        f"{path}.{name}",
+                        functools.partial(getattr, value, name, None),
+                        watched=False,
                     )
                 self._value(f"{path}.{name}", part, depth + 1, watched=True)
         else:

@@ -23,7 +23,7 @@ from palto.compiler.prepare import RULES
 from palto.compiler.rolling import checks_before, rolled
 from palto.compiler.simplify import simplify
 from palto.tensor.graph import Array, Graph, Operation
-from palto.tensor.primitives import elementwise
+from palto.tensor.primitives import control, elementwise
 from palto.tensor.tensor import Tensor
 
 #: A step of fewer simple operations than this is left to one thread.
@@ -393,27 +393,26 @@ class Body:
     ) -> Body | None:
         """The body of a loop; None if a part of it is run from Python."""
         params, count = operation.params, len(constants)
-        carries = params["carries"]
-        fixed = len(operation.inputs)  # of what all steps share
-        updates: Sequence[int] = params.get("updates", ())
+        carries, updates = params["carries"], params.get("updates", ())
+        inputs, times = operation.inputs, list[Sequence[Tensor]]()
         if is_repeat := operation.primitive.name == "repeat":
-            fixed = carries + params["shared"]
+            carry, same, times = control.divided(inputs, **params)
+            inputs = (*carry, *same)
         writes: dict[int, int | None] = {
-            carries + i: fixed + number for i, number in enumerate(updates)
+            carries + i: len(inputs) + number for i, number in enumerate(updates)
         }
         lowering = Lowering(params["body"], writes, {}, constants, is_checked=is_repeat)
         if not lowering.is_native:
             del constants[count:]
             return None
         results = lowering.graph.outputs
-        given: list[Buffer] = []
-        for x in operation.inputs:
+
+        def found(x: Tensor) -> Buffer:
             buffer = stored(x)
             assert buffer is not None
-            given.append(buffer)
-        inputs, rest = given[:fixed], given[fixed:]
-        width = len(lowering.graph.inputs) - fixed
-        own = [rest[i::width] for i in range(width)]
+            return buffer
+
+        own = [list(map(found, row)) for row in zip(*times, strict=True)]
         outputs = [
             stored(x) or Buffer(one.shape, one.dtype, "arena")
             for x, one in zip(
@@ -425,8 +424,8 @@ class Body:
             for x in results[:carries]
         ]
         return Body(
-            lowering, operation, params.get("sequences", 0), inputs, outputs, spare, own,
-            [b for number in updates for b in own[number]],
+            lowering, operation, params.get("sequences", 0), [found(x) for x in inputs], outputs,
+            spare, own, [b for number in updates for b in own[number]],
         )  # fmt: skip
 
     def adopt(self, position: int) -> dict[int, Buffer]:

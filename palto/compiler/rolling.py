@@ -17,6 +17,7 @@ from palto.compiler.nests import Check
 from palto.compiler.prepare import RULES
 from palto.compiler.simplify import simplify
 from palto.tensor.graph import Graph, Operation
+from palto.tensor.primitives.control import divided
 
 
 def rolled(graph: Graph, writes: Mapping[int, int | None]) -> dict[int, Graph]:
@@ -39,14 +40,12 @@ def rolled(graph: Graph, writes: Mapping[int, int | None]) -> dict[int, Graph]:
     found = {}
     for operation in repeats:
         params = operation.params
-        carries, length, updates = params["carries"], params["length"], params["updates"]
-        own = operation.inputs[carries + params["shared"] :]
-        width = len(own) // length
-        updated = [x for start in range(0, len(own), width) for x in
-                   (own[start + number] for number in updates)]  # fmt: skip
+        _, _, times = divided(operation.inputs, **params)
+        own = [x for time in times for x in time]
+        updated = [time[number] for time in times for number in params["updates"]]
         alone = all(id(x) in inputs and uses[id(x)] == 1 for x in own) and all(
             uses[id(new)] == 1 and taken.get(id(new)) == inputs[id(old)]
-            for new, old in zip(operation.outputs[carries:], updated, strict=True)
+            for new, old in zip(operation.outputs[params["carries"] :], updated, strict=True)
         )
         body = simplify(params["body"], inline=True, rules=RULES) if alone else None
         if body is not None and _is_for_a_loop(body, operation):

@@ -444,7 +444,7 @@ def run(address: int, table: int, threads: int) -> Failure | None:
         RuntimeError: a signal handler runs a program inside a program.
     """
     is_main = get_ident() == _main_thread
-    if is_main and _team is not None and _team.listener.gi_running:  # type: ignore[attr-defined]
+    if is_main and _team is not None and _team.is_running:
         raise RuntimeError(
             "a signal handler called a compiled function while another one runs, which cannot be; "
             "let the handler set a flag and act on it after the call"
@@ -463,6 +463,19 @@ def run(address: int, table: int, threads: int) -> Failure | None:
         finally:
             del caught  # whose traceback refers to this frame
     return failure
+
+
+def run_if_free(address: int, table: int, threads: int) -> bool:
+    """`run`, unless a program runs already; whether it did."""
+    if not _lock.acquire(blocking=False):
+        return False
+    try:
+        is_inside = _team is not None and _team.is_running  # in a handler of a signal
+        if not is_inside:
+            run(address, table, threads)
+        return not is_inside
+    finally:
+        _lock.release()
 
 
 def thread_count() -> int:
@@ -547,8 +560,13 @@ class _Native:
         self.interval = int(_LISTEN_INTERVAL / seconds * cycles)
 
 
-@cache
 def _native() -> _Native:
+    with _making:  # code that somebody else's copy replaces would be freed under his feet
+        return _made()
+
+
+@cache
+def _made() -> _Native:
     return _Native()
 
 
@@ -587,6 +605,11 @@ class _Team:
         constants = (native.spins, _usable_cpus(), native.interval, _pointer(self._callbacks[0]))
         for place, value in zip((_SPINS, _CORES, _INTERVAL, _LISTENER), constants, strict=True):
             self._set(place, value)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a program runs that has let handlers of signals run, and waits for them."""
+        return bool(self.listener.gi_running)  # type: ignore[attr-defined]
 
     def grow(self, threads: int) -> None:
         """Start the threads that are missing.
@@ -692,12 +715,13 @@ def _text(path: Path) -> str:
 
 def _forget() -> None:
     """Begin anew: in a child process there is none of the parent's threads but one."""
-    global _team, _lock, _main_thread
-    _team, _lock, _main_thread = None, threading.RLock(), get_ident()
+    global _team, _lock, _making, _main_thread
+    _team, _lock, _making, _main_thread = None, threading.RLock(), threading.RLock(), get_ident()
 
 
 _chosen: int | None = None
 _team: _Team | None = None
+_making = threading.RLock()
 _lock = threading.RLock()  # a signal handler that runs a program may interrupt `run` itself
 _main_thread = threading.main_thread().ident
 if hasattr(os, "register_at_fork"):

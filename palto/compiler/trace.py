@@ -167,10 +167,11 @@ def difference(first: Recording, second: Recording, *, is_other_size: bool = Fal
         return "it assigned other cells"
     if first.tree != second.tree or not equal(first.returned, second.returned):
         return f"it returned {first.returned!r} once and {second.returned!r} again"
-    return _graph_difference(first.graph, second.graph, is_other_size)
+    return graph_difference(first.graph, second.graph, is_other_size)
 
 
-def _graph_difference(first: Graph, second: Graph, is_other_size: bool) -> str | None:
+def graph_difference(first: Graph, second: Graph, is_other_size: bool = False) -> str | None:
+    """What tells two graphs apart; None if they compute the same."""
     names: dict[int, int] = {}  # the second graph's tensors by the first's
 
     def same(a: Tensor, b: Tensor) -> bool:
@@ -202,7 +203,7 @@ def _graph_difference(first: Graph, second: Graph, is_other_size: bool) -> str |
         for name, value in a.params.items():
             other = b.params[name]
             if isinstance(value, Graph):
-                inner = _graph_difference(value, other, is_other_size)
+                inner = graph_difference(value, other, is_other_size)
                 if inner is not None:
                     return inner
             elif is_other_size and _is_alike(value, other):

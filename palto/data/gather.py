@@ -163,7 +163,7 @@ class Gathering:
 
     Args:
         parts: the arrays, of equal length.
-        threads: of compiled programs, how many share the work.
+        threads: of compiled programs, how many share the work while no program runs.
     """
 
     def __init__(self, parts: Sequence[Part], threads: int = 1) -> None:
@@ -195,10 +195,9 @@ class Gathering:
             words += *told, start + shift
         code, address = _code()
         table = np.array([*words, 0], np.int64)
-        if self._threads > 1:
-            team.run(address, address_of(table), self._threads)
-        else:  # while another thread may run a program
-            code(address_of(table), None, 0, 1)
+        start = address_of(table)
+        if self._threads < 2 or not team.run_if_free(address, start, self._threads):
+            code(start, None, 0, 1)
         return found
 
 

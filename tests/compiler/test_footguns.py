@@ -417,6 +417,23 @@ class TestRight:
         weights[:] = 5
         np.testing.assert_array_equal(compiled(X), X * 5)
 
+    def test_numpy_array_of_a_module_written_to(self):
+        class Scale(nn.Module):
+            def __init__(self):
+                self.table = np.ones(3)
+
+            def forward(self, x):
+                return x * float(self.table[1])
+
+        scale = Scale()
+        compiled = same(scale, (X,))
+        scale.table[1] = 5
+        np.testing.assert_array_equal(compiled(X), X * 5)
+        count = compiled.program_count
+        scale.table = scale.table.copy()  # another one, which says the same
+        np.testing.assert_array_equal(compiled(X), X * 5)
+        assert compiled.program_count == count
+
     def test_base_of_a_numpy_view_written_to(self):
         table = np.ones((4, 3), np.float32)
         holder = [table]

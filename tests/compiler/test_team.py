@@ -245,6 +245,20 @@ def test_python_threads_take_turns(programs):
     assert not problems
 
 
+def test_who_cannot_wait_goes_on_alone(programs):
+    halves, held = np.array([3.0, 0, 0]), np.zeros(3, np.int64)
+    wanted = programs.code.address("halve"), halves.ctypes.data, 2
+    busy = threading.Thread(target=programs.run, args=("endless", held, 2))
+    busy.start()
+    while not held[2]:
+        time.sleep(0.001)
+    assert not team.run_if_free(*wanted) and halves[1] == 0
+    held[0] = 1
+    busy.join()
+    assert team.run_if_free(*wanted)
+    assert halves.tolist() == [3.0, 1.5, 1.5]
+
+
 # --- Failures -------------------------------------------------------------------------------------
 
 

@@ -163,3 +163,147 @@ def test_at_once_and_with_gradients(executor):
         gradients(lambda x: nn.repeated(ours, x, calls)), gradients(by_hand), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+class Plain(nn.Module):
+    """A weight, a number, and whatever else it is given."""
+
+    def __init__(self, **others):
+        self.weight = nn.Parameter(np.random.default_rng(id(self) % 97).random(4, np.float32) + 0.5)
+        for name, value in others.items():
+            setattr(self, name, value)
+
+    def forward(self, x, added=None):
+        x = x * self.weight
+        if added is not None:
+            x = x + (added[0] if isinstance(added, tuple) else added)
+        return x + self.extra(x) if hasattr(self, "extra") else x
+
+
+class Slotted(Plain):
+    """What it holds is in no dictionary."""
+
+    __slots__ = ("hidden",)
+
+    def forward(self, x):
+        return x * self.weight + self.hidden
+
+
+class Shared(nn.Module):
+    """A module that several layers have, with the weight of one of them."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def forward(self, x):
+        return x + self.weight
+
+
+def twice(own):
+    return own * 2, [()] * 8
+
+
+def first_again(own):
+    return [*own, own[0]], [()] * 5
+
+
+def first_ones_weight(own):
+    return own, [(own[0].weight,)] * 4
+
+
+def first_ones_weight_in_a_tuple(own):
+    return own, [((own[0].weight,),)] * 4
+
+
+def what_the_first_one_holds(own):
+    held = own[0].weight.read()
+    return own, [(held,)] * 4
+
+
+def a_module_with_the_first_ones_weight(own):
+    shared = Shared(own[0].weight)
+    for layer in own:
+        layer.extra = shared
+    return own, [()] * 4
+
+
+def a_closure_with_the_first_ones_weight(own):
+    for layer in own:
+        layer.extra = lambda x: x * own[0].weight
+    return own, [()] * 4
+
+
+def one_closure_with_the_first_ones_weight(own):
+    first = own[0]
+
+    def extra(x):
+        return x * first.weight
+
+    for layer in own:
+        layer.extra = extra
+    return own, [()] * 4
+
+
+def known_by_identity(own):
+    table = {id(layer): 0.5 * number for number, layer in enumerate(own)}
+    for layer in own:
+        layer.extra = lambda x, own=layer: x * table[id(own)]
+    return own, [()] * 4
+
+
+def in_slots(_):
+    own = [Slotted() for _ in range(4)]
+    for number, layer in enumerate(own):
+        object.__setattr__(layer, "hidden", float(number))
+    return own, [()] * 4
+
+
+def of_two_zeros(own):
+    zeros = [0.0, -0.0, 0.0, -0.0]
+    for layer, zero in zip(own, zeros, strict=True):
+        layer.extra = Zero(zero)
+    return own, [()] * 4
+
+
+class Zero(nn.Module):
+    """It tells the two zeros apart."""
+
+    def __init__(self, zero):
+        self.zero = zero
+
+    def forward(self, x):
+        return 1 if str(self.zero) == "0.0" else -1
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        twice, first_again, first_ones_weight, first_ones_weight_in_a_tuple,
+        what_the_first_one_holds, a_module_with_the_first_ones_weight,
+        a_closure_with_the_first_ones_weight, one_closure_with_the_first_ones_weight,
+        known_by_identity, in_slots, of_two_zeros,
+    ],
+)  # fmt: skip
+def test_layers_that_only_look_alike(arrange):
+    own, arguments = arrange([Plain() for _ in range(4)])
+    for layer in own:
+        layer.requires_grad_(False)
+
+    def plain(x):
+        for layer, given in zip(own, arguments, strict=True):
+            x = layer(x, *given)
+        return x
+
+    x = np.random.default_rng(0).random((3, 4), np.float32)
+    compiled = palto.compile(lambda x: nn.repeated(own, x, arguments))
+    np.testing.assert_allclose(compiled(x).array(), plain(palto.asarray(x)).array(), rtol=1e-5)
+
+
+def test_layers_that_know_each_other():
+    own = [Plain() for _ in range(3)]
+    for layer in own:
+        layer.requires_grad_(False)
+        layer.owner = layer
+    x = np.ones((3, 4), np.float32)
+    found = palto.compile(lambda: nn.repeated(own, x, [()] * 3))()  # of a constant, too
+    np.testing.assert_allclose(found.array(), nn.repeated(own, x, [()] * 3).array(), rtol=1e-6)

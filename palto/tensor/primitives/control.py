@@ -9,7 +9,7 @@ is one function again and again, with other cells each time, such as the layers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from palto.tensor.graph import (
     resolve,
     set_grad_enabled,
 )
-from palto.tensor.tensor import Cell, Shape, Tensor, TraceError
+from palto.tensor.tensor import Cell, Shape, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,30 +372,30 @@ scan = Primitive(
 # repeat
 
 
+def divided(
+    inputs: Sequence[Any], *, carries: int, shared: int, length: int, **_: Any
+) -> tuple[Sequence[Any], Sequence[Any], list[Sequence[Any]]]:
+    """The inputs of a repeat: what is carried, what stays the same, and what each time has."""
+    carry, same, rest = _split(inputs, carries, shared)
+    width = len(rest) // length
+    return carry, same, [rest[time * width : (time + 1) * width] for time in range(length)]
+
+
 def unrolled(
-    inputs: Sequence[Any],
-    once: Callable[..., Sequence[Any]],
-    *,
-    carries: int,
-    shared: int,
-    length: int,
-    **_: Any,
+    inputs: Sequence[Any], once: Callable[..., Sequence[Any]], *, carries: int, **others: Any
 ) -> tuple[Any, ...]:
     """The outputs of a repeat, of tensors or arrays.
 
     Args:
-        inputs: those of the repeat: what is carried, what stays the same, then what each time has
-            of its own.
+        inputs: those of the repeat.
         once: what one time computes: what is carried, then what its own inputs become.
         carries: how many values are carried.
-        shared: how many stay the same.
-        length: how many times.
+        others: the repeat's other parameters.
     """
-    carry, same, own = _split(inputs, carries, shared)
-    width = len(own) // length
+    carry, same, times = divided(inputs, carries=carries, **others)
     rest: list[Any] = []
-    for start in range(0, len(own), width):
-        results = once(*carry, *same, *own[start : start + width])
+    for own in times:
+        results = once(*carry, *same, *own)
         carry = results[:carries]
         rest += results[carries:]
     return (*carry, *rest)
@@ -410,63 +410,9 @@ def _repeat_gradient(operation: Operation, *grads: Tensor | None) -> Gradients:
     return _gradient_through(replay, "repeat.gradient", operation, grads, {}, recompute=False)
 
 
-def apply_repeat(
-    function: Callable[..., Sequence[Tensor]],
-    carry: Sequence[Tensor],
-    others: Sequence[Mapping[Cell, Cell]],
-) -> tuple[Tensor, ...] | None:
-    """Run `function(*carry)`, then on what it returned, and so on, as one operation.
-
-    Args:
-        function: as it is the first time.
-        carry: the tensors that it begins with.
-        others: for each further time, the cells that it uses instead of those of the first time.
-
-    Returns:
-        What the last time returns; None, and nothing is done, where times do not only differ in
-        their cells, or one needs the cells of another.
-    """
-    try:
-        body = trace_body(function, carry)
-    except TraceError:  # what no body can do
-        return None
-    cells = [x.cell for x in body.captured]
-    own = [i for i, cell in enumerate(cells) if cell in others[0]]
-    same = [i for i, cell in enumerate(cells) if cell not in others[0]]
-    first = [cell for cell in cells if cell is not None and cell in others[0]]
-    used = [first, *([other[cell] for cell in first] for other in others)]
-    distinct = {id(cell) for time in used for cell in time}
-    place = {id(cell): number for number, cell in enumerate(first)}
-    graph, count = body.graph, len(carry)
-    if (
-        not own
-        or len(distinct) < len(used) * len(own)
-        or any(id(cells[i]) in distinct for i in same)
-        or any(id(cell) not in place for cell in body.assigned)
-        or _specs(graph)[:count] != tuple(Spec(x.shape, x.dtype) for x in carry)
-    ):
-        return None
-    updates = tuple(place[id(cell)] for cell in body.assigned)
-    places = [*range(count), *(count + i for i in (*same, *own))]
-    graph = Graph(
-        tuple(graph.inputs[i] for i in places), graph.operations, graph.outputs, graph.tensors
-    )
-    operands = [*carry, *(body.captured[i] for i in same)]
-    operands += [cell.read() for time in used for cell in time]
-    results = apply(
-        repeat, *operands, body=graph, carries=count, shared=len(same), length=len(used),
-        updates=updates,
-    )  # fmt: skip
-    results = (results,) if isinstance(results, Tensor) else results
-    values = iter(results[count:])
-    for time in used:
-        for number in updates:
-            time[number].assign(next(values))
-    return results[:count]
-
-
-#: Its parameter `updates` says of which of a time's own inputs its further outputs are the new
-#: values.
+#: A function again and again. Its parameters: `body`; how many values are carried, and how many
+#: stay the same (`shared`); the `length`; and `updates`: of which of a time's own inputs its
+#: further outputs are the new values.
 repeat = Primitive(
     "repeat",
     lambda *inputs, body, **others: unrolled(inputs, lambda *_: _specs(body), **others),
