@@ -78,9 +78,22 @@ class Layout(Results):
         return max(min(most, even) // _ROWS, 1) * _ROWS
 
     @property
-    def units(self) -> int:
+    def blocks(self) -> int:
         """Blocks of tiles, of all groups."""
         return self.groups * -(-self.total // self.block)
+
+    @property
+    def columns(self) -> int:
+        """Into how many parts the outputs are divided: blocks may be too few for all threads."""
+        panels, threads = self.share // self.panel, self.machine.threads
+        parts = [n for n in range(1, panels + 1) if panels % n == 0]
+        even = (n for n in parts if self.blocks * n % threads == 0)
+        return next(even, parts[-1]) if self.blocks < 2 * threads else 1
+
+    @property
+    def units(self) -> int:
+        """Blocks of tiles, for each part of the outputs."""
+        return self.blocks * self.columns
 
     @property
     def part(self) -> int:
@@ -333,10 +346,13 @@ class _Emitter(_Tiles):
     finish: Finish
 
     def unit(self, number: Value) -> None:
-        """A block of tiles of one group."""
+        """A block of tiles of one group, for a part of the outputs."""
         f, x = self.f, self.layout
-        blocks = self.constant(x.units // x.groups)
-        group = self.constant(0)
+        blocks = self.constant(x.blocks // x.groups)
+        group = part = self.constant(0)
+        if x.columns > 1:
+            whole = self.constant(x.blocks)
+            part, number = f.binary("udiv", number, whole), f.binary("urem", number, whole)
         if x.groups > 1:
             group, number = f.binary("udiv", number, blocks), f.binary("urem", number, blocks)
         first = f.binary("mul", number, self.constant(x.block))
@@ -345,7 +361,8 @@ class _Emitter(_Tiles):
         with f.loop(0, count) as loop:
             self.transform(group, loop.counter, self.add(first, loop.counter))
         panels, plan = x.share // x.panel, x.plan
-        with f.loop(0, panels) as loop:
+        start = self.times(part, panels // x.columns)
+        with f.loop(start, self.add(start, self.constant(panels // x.columns))) as loop:
             panel = self.add(self.times(group, panels), loop.counter)
             kernels = self.times(panel, x.channels * x.panel)
             contract.emit(
