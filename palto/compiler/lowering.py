@@ -28,7 +28,7 @@ from palto.tensor.tensor import Tensor
 
 #: A step of fewer simple operations than this is left to one thread.
 SMALL = 2**14
-#: Added to a scan's position: later than every step of its body, before the next step.
+#: Added to a loop's position: later than every step of its body, before the next step.
 _ALMOST = 1 - 2.0**-20
 
 
@@ -43,7 +43,7 @@ class Step:
         work: about how many simple operations it takes.
         barrier: whether all threads meet before it.
         writes_cells: whether it changes what lives on after the call.
-        body: the steps that a scan repeats, where they are part of the program.
+        body: the steps that a loop repeats, where they are part of the program.
         parts: into how many parts the chain is divided that the step belongs to.
         follows: whether each of its parts comes after the same part of the step before.
         passing: buffers that nobody reads but the chain, in the part that writes them.

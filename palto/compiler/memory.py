@@ -20,7 +20,7 @@ class Buffer:
     Args:
         shape: the tensor's shape.
         dtype: its dtype.
-        role: "argument", "cell", "constant", "output": memory that is there already, known by
+        role: "input", "cell", "constant", "output": memory that is there already, known by
             `number`; "arena": the program's own.
         number: which argument, cell, constant or output.
 
