@@ -20,6 +20,7 @@ from palto.formats.onnx.errors import UnsupportedError
 from palto.tensor import dtypes
 from palto.tensor.graph import Graph, Operation
 from palto.tensor.primitives import TABLE
+from palto.tensor.primitives.control import unrolled
 from palto.tensor.tensor import Tensor
 
 Row = Callable[[Builder, Operation], None]
@@ -617,6 +618,22 @@ def _inline(build: Builder, body: Graph, operation: Operation) -> None:
     _same_parts(build, body.inputs, operation.inputs)
     lower(build, body)
     _same_parts(build, operation.outputs, body.outputs)
+
+
+@_row("repeat")
+def _repeat(build: Builder, operation: Operation) -> None:
+    """ONNX has no loop whose steps have weights of their own: each time is written out."""
+    body: Graph = operation.params["body"]
+
+    def once(*inputs: Tensor) -> list[Tensor]:
+        _same_parts(build, body.inputs, inputs)
+        lower(build, body)
+        results = [Tensor(x.shape, x.dtype) for x in body.outputs]
+        _same_parts(build, results, body.outputs)
+        return results
+
+    results = unrolled(operation.inputs, once, **operation.params)
+    _same_parts(build, operation.outputs, results)
 
 
 def _same_parts(build: Builder, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:

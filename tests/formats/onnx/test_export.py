@@ -85,9 +85,8 @@ def of_groups(row, parameters):
 
 def test_the_table_has_every_primitive():
     assert set(LOWERINGS) == set(TABLE)
-    assert {name for name, examples in EXAMPLES.items() if examples} | {"composite", "scan"} == set(
-        TABLE
-    )
+    with_bodies = {"composite", "scan", "repeat"}
+    assert {name for name, examples in EXAMPLES.items() if examples} | with_bodies == set(TABLE)
 
 
 @pytest.mark.parametrize("name", [n for n, examples in EXAMPLES.items() if examples])
@@ -275,6 +274,19 @@ def test_llama_of_any_number_of_texts_of_any_length():
     shapes = {"tokens": {0: palto.Dim("batch", max=8), 1: palto.Dim("time", max=32)}}
     others = [[rng.integers(0, 23, shape)] for shape in [(1, 1), (3, 2), (2, 32), (7, 5)]]
     assert_same(model, rng.integers(0, 23, (2, 9)), dynamic_shapes=shapes, others=others)
+
+
+def test_layers_of_one_kind():
+    """They are written out, also inside a body that stays one."""
+    blocks = [nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.LayerNorm(6)) for _ in range(4)]
+    for block in blocks:
+        block.eval().requires_grad_(False)
+
+    def function(x):
+        x = nn.repeated(blocks, x, [()] * 4)
+        return palto.checkpoint(lambda x: nn.repeated(blocks, x, [()] * 4), x)
+
+    assert_same(function, rng.normal(size=(3, 6)).astype(np.float32))
 
 
 def test_llama_goes_on_from_its_cache():
