@@ -31,12 +31,12 @@ def simplify(
 
     Args:
         graph: the graph.
-        inline: whether the bodies of composites are laid open, so that a gradient shares what it
-            would compute again. A checkpoint shares nothing: to compute again is its purpose.
+        inline: whether the bodies of composites and repeats are laid open, so that a gradient
+            shares what it would compute again. A checkpoint shares nothing: to compute again is
+            its purpose.
         rules: how to rewrite operations, by primitive.
         copy_outputs: whether each output is to be a copy (`detach`) of its own.
-        rolled: the repeats that stay, by sequence number, with the bodies that they get. Others are
-            laid open.
+        rolled: the repeats that stay even so, by sequence number, with the bodies that they get.
     """
     simplifier = _Simplifier(inline, rules, rolled)
     with simplifier.trace.active(), set_grad_enabled(False):
@@ -84,7 +84,7 @@ class _Simplifier:
             results = self.copy(params["body"], arguments)
             self._known, self._is_recomputed = outside, was_again
             return results
-        if primitive is control.repeat:
+        if primitive is control.repeat and self._inline:
             if operation.sequence not in self._rolled:
                 body = params["body"]
                 return control.unrolled(arguments, lambda *x: self.copy(body, x), **params)
