@@ -289,7 +289,7 @@ class Assembly:
             self._line(f"%here{n}_{i} = getelementptr i8, ptr {base}, i64 %far{n}_{i}")
             self._known[id(buffer)] = f"%here{n}_{i}"
         fixed = carries + sequences
-        for x, base in zip(graph.inputs[fixed:], inputs[fixed:], strict=False):
+        for x, base in zip(graph.inputs[fixed : len(inputs)], inputs[fixed:], strict=True):
             self._known[id(_of(body, x))] = base
         for i, (x, row) in enumerate(zip(graph.inputs[len(inputs) :], body.own, strict=True)):
             self._line(f"%slot{n}_{i} = add i64 %t{n}, {self.slots[id(row[0])]}")

@@ -282,11 +282,8 @@ class Guards:
             self._watched.append(Attributes(path, value, _attributes(value)))
             for name, part in [*vars(value).items()]:
                 if isinstance(part, np.ndarray):
-                    self._fact(
-                        f"{path}.{name}",
-                        functools.partial(getattr, value, name, None),
-                        watched=False,
-                    )
+                    read = functools.partial(getattr, value, name, None)
+                    self._fact(f"{path}.{name}", read, watched=False)
                 self._value(f"{path}.{name}", part, depth + 1, watched=True)
         else:
             if hasattr(value, "__dict__"):

@@ -92,7 +92,7 @@ class Lowering:
         constants: the arrays that stand in the program, to which this one's are added.
         lasting: the numbers of inputs that are cells which the program does not write.
         rolls: whether repeats may stay loops.
-        is_checked: whether somebody else has looked at what there is to check.
+        is_checked: whether what it demands of values is checked outside, before a loop.
 
     Attributes:
         graph: the graph, prepared.

@@ -27,18 +27,30 @@ def repeated(layers: Sequence[Module], x: Tensor, arguments: Sequence[tuple[Any,
     memory, as if it had one. They must be frozen (``requires_grad_(False)``), or gradients off.
 
     Args:
-        layers: from a tensor of some shape and dtype to another such.
-        x: what the first one takes.
+        layers: those of a run keep the shape and dtype of their tensor.
+        x: what the first one takes, of any shape.
         arguments: of each layer what else it takes; cells among them may be another one each time.
 
     Returns:
         What the last one gives.
+
+    Raises:
+        ValueError: there are not as many arguments as layers.
     """
+    if len(layers) != len(arguments):
+        raise ValueError(
+            f"repeated got {len(layers)} layers and arguments for {len(arguments)}; give a tuple "
+            "for each layer, () where it takes nothing else"
+        )
     x = F.asarray(x)
     calls: list[Call] = list(zip(layers, arguments, strict=True))
     for first, others in _alike(calls):
         found = None
-        if others and not (is_grad_enabled() and _wants_gradients(x, first)):
+        cells = [cell for _, known in others[:1] for cell in known.values()]
+        trains = is_grad_enabled() and any(
+            isinstance(t, Tensor) and t.requires_grad for t in (x, *cells)
+        )
+        if others and not trains:
             found = _as_operation(first, others, x)
         if found is None:
             for layer, given in (first, *(call for call, _ in others)):
@@ -90,12 +102,6 @@ def _corresponds(one: Any, other: Any, known: Counterparts) -> bool:
     if isinstance(one, Tensor) and one.cell is not None:  # what a cell held, which stays that
         return one is other and _corresponds(one.cell, one.cell, known)
     return one is other
-
-
-def _wants_gradients(x: Tensor, first: Call) -> bool:
-    layer, given = first
-    cells = [*layer.parameters(), *(cell for cell in given if isinstance(cell, Cell))]
-    return x.requires_grad or any(cell.requires_grad for cell in cells)
 
 
 def _as_operation(

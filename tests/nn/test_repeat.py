@@ -307,3 +307,8 @@ def test_layers_that_know_each_other():
     x = np.ones((3, 4), np.float32)
     found = palto.compile(lambda: nn.repeated(own, x, [()] * 3))()  # of a constant, too
     np.testing.assert_allclose(found.array(), nn.repeated(own, x, [()] * 3).array(), rtol=1e-6)
+
+
+def test_as_many_arguments_as_layers():
+    with pytest.raises(ValueError, match=r"got 2 layers and arguments for 1; give a tuple"):
+        nn.repeated([Plain(), Plain()], np.ones((3, 4), np.float32), [()])

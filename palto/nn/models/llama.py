@@ -248,11 +248,9 @@ class Llama(nn.Module):
             mask = F.expand_dims(places, 0) <= F.expand_dims(positions, 1)
         x: Tensor = self.embed_tokens(tokens)
         angles = rotary_angles(positions, self.head, self.rope_base, self.rope_factors, x.dtype)
-        kept = (
-            [None] * len(self.layers)
-            if cache is None
-            else zip(cache.keys, cache.values, strict=True)
-        )
+        kept: list[Any] = [None] * len(self.layers)
+        if cache is not None:
+            kept = list(zip(cache.keys, cache.values, strict=True))
         arguments = [(angles, cells, start, mask) for cells in kept]
         result: Tensor = self.norm(nn.repeated(self.layers, x, arguments))
         return result
