@@ -134,12 +134,17 @@ def _without_padding(name: str) -> Rule:
             low[axis + 1] = params["padding"][axis][0]
             high[axis + 1] = used - n - low[axis + 1]  # no more than the last window needs
         gap = [0, *(step - 1 for step in params["input_dilation"]), 0]
-        params["padding"] = ((0, 0),) * dims
         params["input_dilation"] = (1,) * dims
         row = window.window_sum if name == "window_sum" else contract.conv
+        if row is contract.conv and not any(gap):
+            params["padding"] = tuple(zip(low[1:-1], high[1:-1], strict=True))
+            result = winograd.rewritten(x, inputs[1], params, apply)
+            if result is not None:
+                return result
         x = _padded(x, low, high, gap, apply)
+        params["padding"] = ((0, 0),) * dims
         if row is contract.conv:
-            for rewrite in (winograd.rewritten, winograd.gradient_rewritten, _image_by_image):
+            for rewrite in (winograd.rewritten, _image_by_image):
                 result = rewrite(x, inputs[1], params, apply)
                 if result is not None:
                     return result

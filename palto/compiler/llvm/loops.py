@@ -14,7 +14,7 @@ from palto.compiler import nests, winograd
 from palto.compiler.index import Index, Variable
 from palto.compiler.llvm import contract, tiling
 from palto.compiler.llvm import winograd as llvm_winograd
-from palto.compiler.llvm.builder import Function, Value, size_of
+from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.elementwise import LLVM_TYPES, Element
 from palto.compiler.llvm.expressions import Expressions
 from palto.compiler.llvm.reduction import Reduction
@@ -465,12 +465,7 @@ class Emitter:
         far = self._far_from(nest, product, place)
 
         def expect(batch_at: list[Value], rows_at: list[Value], column: Value, count: int) -> None:
-            for start in range(0, count, 64 // size_of(kind)):  # lines of the cache
-                first = f.binary("add", column, f.constant(start, "i64"))
-                self._count(product, outer, [*batch_at, *rows_at], first, self.lanes)
-                for buffer, there, writes in far:
-                    e.prefetch(buffer, there, write=writes)
-            e.vector, e.lanes = None, 1
+            self._expect(product, far, outer, [*batch_at, *rows_at], column, count)
 
         def load(operand: tuple[Buffer, Index], index: Value, lanes: int) -> Value:
             buffer, at = operand
@@ -520,6 +515,19 @@ class Emitter:
         e.lanes = lanes
         e.vector = product.column if lanes > 1 else None
 
+    def _expect(
+        self, product: Product, far: Sequence[tuple[Buffer, Index, bool]],
+        outer: Sequence[Variable], at: Sequence[Value], column: Value, count: int,
+    ) -> None:  # fmt: skip
+        """Fetch what so many finished sums will need, line by line of the cache."""
+        f, e = self.f, self.e
+        for start in range(0, count, 64 // product.result.dtype.itemsize):
+            first = f.binary("add", column, f.constant(start, "i64"))
+            self._count(product, outer, at, first, self.lanes)
+            for buffer, there, writes in far:
+                e.prefetch(buffer, there, write=writes)
+        e.vector, e.lanes = None, 1
+
     def _finished(
         self,
         nest: Group,
@@ -550,44 +558,49 @@ class Emitter:
         outer = [*product.batch, *product.rows]
         group, *space = [at.terms[v.key][1] if v.key in at.terms else 0 for v in outer]
         layout = llvm_winograd.Layout(
-            out.shape[0], (out.shape[1], out.shape[2]), product.batch[0].length,
+            *_convolved(product.operation, out), product.batch[0].length,
             product.summed[0].length, product.column.length, product.b.tensor.shape[3],
             (space[0], space[1], space[2], group), at.constant, self.machine,
         )  # fmt: skip
         self.units, self.plan = layout.units, layout.plan
         scratch = e.pointer(Buffer((layout.units * layout.scratch,), out.dtype, "arena"))
         place = ix.linear(product.indices, out.shape)
+        far = self._far_from(nest, product, place)
         llvm_winograd.emit(
-            f, layout, lambda i, lanes: f.load(e.pointer(x), i, "float", lanes),
-            lambda i, lanes: f.load(e.pointer(u), i, "float", lanes), scratch,
+            f, layout, self._source(x), self._source(u).load, scratch,
             lambda at, column, sums: self._finished(nest, product, place, outer, at, column, sums),
+            lambda at, column, count: self._expect(product, far, outer, at, column, count),
         )  # fmt: skip
 
     def _winograd_gradient(self, nest: Single) -> None:
         f, e, operation = self.f, self.e, nest.operation
         out = operation.output()
-        buffers, places = [], []
+        sources, places = [], []
         for tensor in operation.inputs:
             variables = nests.variables("m", tensor.shape)
             read = read_through(tensor, [ix.of(v) for v in variables], self._is_stored)
             buffer, at = self._operand(read)
             steps = [at.terms[v.key][1] if v.key in at.terms else 0 for v in variables]
             assert steps[3] == 1, "channels are neighbours"
-            buffers.append(e.pointer(buffer))
+            sources.append(self._source(buffer))
             places.append(((steps[0], steps[1], steps[2]), at.constant))
-        (n, height, width, outputs), groups = operation.inputs[1].shape, operation.params["groups"]
+        g, groups = operation.inputs[1], operation.params["groups"]
         target = self._stored(out)
         assert target is not None
         layout = llvm_winograd.GradientLayout(
-            n, (height, width), groups, out.shape[1], outputs // groups, places[0], places[1],
-            self.machine,
+            *_convolved(operation, g), groups, out.shape[1], g.shape[3] // groups,
+            places[0], places[1], self.machine,
         )  # fmt: skip
         self.units, self.plan = layout.units, layout.plan
         scratch = e.pointer(Buffer((layout.units * layout.scratch,), out.dtype, "arena"))
-        load_x, load_g = (
-            lambda i, lanes, x=x: f.load(x, i, "float", lanes) for x in buffers
-        )  # fmt: skip
-        llvm_winograd.emit_gradient(f, layout, load_x, load_g, e.pointer(target), scratch)
+        llvm_winograd.emit_gradient(f, layout, sources[0], sources[1], e.pointer(target), scratch)
+
+    def _source(self, buffer: Buffer) -> llvm_winograd.Source:
+        f, pointer = self.f, self.e.pointer(buffer)
+        return llvm_winograd.Source(
+            lambda i, lanes: f.load(pointer, i, "float", lanes),
+            lambda i: f.prefetch(pointer, i, "float"),
+        )
 
     def _operand(self, read: nests.Read) -> tuple[Buffer, Index]:
         buffer = self._stored(read.tensor)
@@ -875,6 +888,16 @@ class Emitter:
                 f.line(
                     f"call void @palto_fail(ptr {shared.text}, i64 {code.text}, i64 {wide.text})"
                 )
+
+
+def _convolved(
+    operation: Operation, results: Tensor
+) -> tuple[int, tuple[int, int], tuple[int, int], int, tuple[int, int]]:
+    """What a Winograd convolution's layout begins with: `llvm_winograd.Results`."""
+    (n, *pixels, _), params = operation.inputs[0].shape, operation.params
+    (top, _), (left, _) = params["padding"]
+    size = results.shape[1], results.shape[2]
+    return n, (pixels[0], pixels[1]), size, params["kernel"], (top, left)
 
 
 def _needless(

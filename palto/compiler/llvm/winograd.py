@@ -5,6 +5,7 @@ See palto.compiler.winograd for what is computed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +14,20 @@ from dataclasses import dataclass, replace
 from palto.compiler.llvm import contract, tiling
 from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.tiling import Axis, Contraction, Machine, Plan
-from palto.compiler.winograd import PIXELS, RESULTS
+from palto.compiler.winograd import PIXELS, results_of
 
 #: Bytes that the transformed tiles of a block may take.
 _BLOCK = 600 << 10
 #: The most tiles of a block, and the multiple of a register tile's height that it has.
 _MOST_TILES, _ROWS = 48, 6
-#: Of a kernel's gradient: the channels and outputs of a unit, and the tiles of a block.
-_PARTS, _GRADIENT_BLOCK = ((64, 64), (64, 32), (32, 32)), 32
+#: Of a kernel's gradient: the channels and outputs of a unit.
+_PARTS = (64, 96), (64, 64), (64, 32), (32, 32), (16, 32)
+#: Units for each thread that are about as much for all, however many remain.
+_MANY_UNITS = 4
+#: Tiles of its blocks.
+_GRADIENT_BLOCK = 32
+#: The tile whose pixels are fetched while one is transformed: so many further on.
+_TILES_AHEAD = 1
 #: Elements after each of the 36 parts of a block, so that they do not share places of the cache.
 _GAP = 16
 
@@ -31,16 +38,27 @@ class Results:
 
     Attributes:
         images: how many.
-        size: height and width of each.
+        pixels: height and width of an image.
+        size: height and width of its results.
+        kernel: pixels along a side of the kernel.
+        before: rows and columns of zeros before those of an image.
     """
 
     images: int
+    pixels: tuple[int, int]
     size: tuple[int, int]
+    kernel: int
+    before: tuple[int, int]
+
+    @property
+    def side(self) -> int:
+        """Results along a side of a tile."""
+        return results_of(self.kernel)
 
     @property
     def tiles(self) -> tuple[int, int]:
         """Tiles along a result's height and width."""
-        return -(-self.size[0] // RESULTS), -(-self.size[1] // RESULTS)
+        return -(-self.size[0] // self.side), -(-self.size[1] // self.side)
 
     @property
     def total(self) -> int:
@@ -147,13 +165,13 @@ class GradientLayout(Results):
     def parts(self) -> tuple[int, int]:
         """Channels and outputs of a unit: many, for more work with what has been transformed.
 
-        Fewer, where threads would have nothing to do.
+        Fewer, where some threads would have less to do than others.
         """
-        found = 0, 0
+        found, threads = (0, 0), self.machine.threads
         for channels, outputs in _PARTS:
             found = _part_of(self.channels, channels), _part_of(self.share, outputs)
             units = self.groups * (self.channels // found[0]) * (self.share // found[1])
-            if units >= self.machine.threads:
+            if units % threads == 0 or units >= _MANY_UNITS * threads:
                 break
         return found
 
@@ -174,9 +192,14 @@ class GradientLayout(Results):
         return _GRADIENT_BLOCK * self.parts[1] + _GAP
 
     @property
+    def sums_part(self) -> int:
+        """Likewise, of the sums of products."""
+        return math.prod(self.parts) + _GAP
+
+    @property
     def scratch(self) -> int:
         """Elements that a unit needs."""
-        return PIXELS**2 * (self.part + self.other_part)
+        return PIXELS**2 * (self.part + self.other_part + self.sums_part)
 
     @property
     def plan(self) -> Plan:
@@ -201,28 +224,52 @@ def _part_of(count: int, most: int) -> int:
     return max(n for n in range(16, min(count, most) + 1, 16) if count % n == 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is transformed.
+
+    Attributes:
+        load: gives so many neighbouring elements from an offset on.
+        fetch: starts to fetch them.
+    """
+
+    load: Callable[[Value, int], Value]
+    fetch: Callable[[Value], None]
+
+
+#: An offset, and whether there is anything.
+Place = tuple[Value, Value]
 #: So many neighbouring elements, from an offset on.
 Load = Callable[[Value, int], Value]
 #: Takes group, image, row and pixel, the first output's number in the group, and results.
 Finish = Callable[[list[Value], Value, Value], None]
+#: Is told where such results will be finished, and how many, so that it can fetch what they need.
+Expect = Callable[[list[Value], Value, int], None]
 
 
 def emit(
-    f: Function, layout: Layout, load_x: Load, load_u: Load, scratch: Value, finish: Finish
+    f: Function,
+    layout: Layout,
+    x: Source,
+    load_u: Load,
+    scratch: Value,
+    finish: Finish,
+    expect: Expect,
 ) -> None:
     """Write the loops over the units from parameter `first` to parameter `last`.
 
     Args:
         f: where to write.
         layout: what is convolved.
-        load_x: so many neighbouring elements of the input, from an offset on.
-        load_u: likewise of the transformed kernels.
+        x: the input.
+        load_u: gives so many neighbouring elements of the transformed kernels.
         scratch: a pointer to `layout.units` times `layout.scratch` elements.
         finish: takes finished results.
+        expect: is told of those that come soon.
     """
     with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
         region = f.binary("mul", f.parameters["first"], f.constant(layout.scratch, "i64"))
-        _Emitter(f, layout, scratch, load_x, load_u, region, finish).unit(loop.counter)
+        _Emitter(f, layout, scratch, x, load_u, region, finish, expect).unit(loop.counter)
 
 
 def turned(grid: list[list[Value]]) -> list[list[Value]]:
@@ -243,28 +290,63 @@ class _Tiles:
         tile: Value,
         base: Value,
         strides: Sequence[int],
-        load: Load,
+        source: Source,
         channels: int,
         target: Value,
         part: int,
     ) -> None:
         """Transform the pixels of a tile, for some channels from an offset on."""
-        f, lanes = self.f, self.lanes
-        image, row, column = self.where(tile)
-        base = self.add(base, self.times(image, strides[0]))
-        # Below the last row there is nothing; what is computed there is not wanted.
-        rows, columns = (
-            [self.times(self.at_most(self.add(at, i), size + 1), stride) for i in range(PIXELS)]
-            for at, size, stride in zip((row, column), self.layout.size, strides[1:3], strict=True)
-        )
-        with f.loop(0, channels, lanes) as loop:
-            at = self.add(base, loop.counter)
-            pixels = [[load(self.add(at, self.add(i, j)), lanes) for j in columns] for i in rows]
+        f, side = self.f, self.layout.side
+        grid = self.pixels_of(tile, base, strides)
+        # Those that the next tile shares with this one come on their own.
+        later = self.pixels_of(self.add(tile, _TILES_AHEAD), base, strides)
+        with f.loop(0, channels, self.lanes) as loop:
+            for row in later:
+                for at, _ in row[-side:]:
+                    source.fetch(self.add(at, loop.counter))
+            pixels = [[self.read(source, place, loop.counter) for place in row] for row in grid]
             down = turned([self.of_pixels(line) for line in turned(pixels)])
             place = self.add(target, loop.counter)
             for i, line in enumerate(down):
                 for j, value in enumerate(self.of_pixels(line)):
                     self.store(self.add(place, (PIXELS * i + j) * part), value)
+
+    def pixels_of(self, tile: Value, base: Value, strides: Sequence[int]) -> list[list[Place]]:
+        """Where each pixel of a tile is."""
+        image, *first = self.where(tile)
+        first = [self.add(at, -n) for at, n in zip(first, self.layout.before, strict=True)]
+        return self.grid(image, first, self.layout.pixels, PIXELS, base, strides)
+
+    def grid(
+        self,
+        image: Value,
+        first: Sequence[Value],
+        size: tuple[int, int],
+        count: int,
+        base: Value,
+        strides: Sequence[int],
+    ) -> list[list[Place]]:
+        """The offsets of some rows and columns of an image, and whether it has them."""
+        f = self.f
+        base = self.add(base, self.times(image, strides[0]))
+        axes: list[list[Place]] = []
+        for at, length, stride in zip(first, size, strides[1:3], strict=True):
+            axes.append([])
+            for place in (self.add(at, i) for i in range(count)):
+                near = f.intrinsic("llvm.smax", self.at_most(place, length - 1), self.constant(0))
+                is_there = f.compare("eq", near, place)
+                axes[-1].append((self.times(near, stride), is_there))
+        return [
+            [(self.add(base, self.add(i, j)), f.binary("and", is_row, is_column))
+             for j, is_column in axes[1]]
+            for i, is_row in axes[0]
+        ]  # fmt: skip
+
+    def read(self, source: Source, place: Place, further: Value) -> Value:
+        """A vector of an image, zero where there is none."""
+        at, is_there = place
+        value = source.load(self.add(at, further), self.lanes)
+        return self.f.select(is_there, value, self.f.constant(0, "float", self.lanes))
 
     def where(self, tile: Value) -> tuple[Value, Value, Value]:
         """The image of a tile, and the row and the pixel of its first result."""
@@ -273,7 +355,7 @@ class _Tiles:
         column = f.binary("sub", tile, self.times(line, across))
         image = f.binary("udiv", line, self.constant(down))
         row = f.binary("sub", line, self.times(image, down))
-        return image, self.times(row, RESULTS), self.times(column, RESULTS)
+        return image, self.times(row, self.layout.side), self.times(column, self.layout.side)
 
     # Transformations along a side; the matrices are in palto.compiler.winograd
 
@@ -292,12 +374,13 @@ class _Tiles:
     def of_sums(self, m: list[Value]) -> list[Value]:
         a, b = self.sum(m[1], m[2]), self.minus(m[1], m[2])
         c, d = self.sum(m[3], m[4]), self.minus(m[3], m[4])
-        return [
-            self.sum(self.sum(m[0], a), c),
-            self.plus(b, 2, d),
-            self.plus(a, 4, c),
-            self.plus(self.sum(m[5], b), 8, d),
-        ]
+        found = [self.sum(self.sum(m[0], a), c)]
+        for power in range(1, self.layout.side):
+            x, y = (b, d) if power % 2 else (a, c)
+            if power == self.layout.side - 1:
+                x = self.sum(m[5], x)
+            found.append(self.plus(x, 2**power, y))
+        return found
 
     def sum(self, a: Value, b: Value) -> Value:
         return self.f.binary("fadd", a, b)
@@ -340,10 +423,11 @@ class _Tiles:
 @dataclass(slots=True)
 class _Emitter(_Tiles):
     layout: Layout
-    load_x: Load
+    x: Source
     load_u: Load
     region: Value
     finish: Finish
+    expect: Expect
 
     def unit(self, number: Value) -> None:
         """A block of tiles of one group, for a part of the outputs."""
@@ -384,15 +468,20 @@ class _Emitter(_Tiles):
         x = self.layout
         base = self.add(self.times(group, x.strides[3]), x.start)
         target = self.add(self.region, self.times(slot, x.channels))
-        self.of_tile(tile, base, x.strides, self.load_x, x.channels, target, x.part)
+        self.of_tile(tile, base, x.strides, self.x, x.channels, target, x.part)
 
     def results(self, group: Value, slot: Value, tile: Value, first: Value) -> None:
-        """The 16 results of a tile, for each output of a panel."""
+        """The results of a tile, for each output of a panel."""
         f, x, lanes = self.f, self.layout, self.lanes
         image, row, column = self.where(tile)
+        later = self.where(self.add(tile, _TILES_AHEAD))
         source = self.sums_at(self.constant(0), slot)
         with f.loop(0, x.panel, lanes) as loop:
             at = self.add(source, loop.counter)
+            for i in range(x.side):
+                for j in range(x.side):
+                    there = [group, later[0], self.add(later[1], i), self.add(later[2], j)]
+                    self.expect(there, self.add(first, loop.counter), lanes)
             sums = [
                 [self.load(self.add(at, (PIXELS * i + j) * x.sums_part), lanes)
                  for j in range(PIXELS)]
@@ -409,7 +498,7 @@ class _Emitter(_Tiles):
     @contextmanager
     def inside(self, at: Value, size: int) -> Iterator[Value]:
         """What is done only for a row, or a pixel, of the result."""
-        if size % RESULTS == 0:
+        if size % self.layout.side == 0:
             yield at
             return
         with self.f.when(self.f.compare("slt", at, self.constant(size))):
@@ -423,29 +512,29 @@ class _Emitter(_Tiles):
 
 
 def emit_gradient(
-    f: Function, layout: GradientLayout, load_x: Load, load_g: Load, target: Value, scratch: Value
+    f: Function, layout: GradientLayout, x: Source, g: Source, target: Value, scratch: Value
 ) -> None:
     """Write the loops over the units from parameter `first` to parameter `last`.
 
     Args:
         f: where to write.
         layout: what is computed.
-        load_x: of the input.
-        load_g: of the results' gradient.
+        x: the input.
+        g: the results' gradient.
         target: a pointer to the 36 sums of products, (36, channels, all outputs).
         scratch: a pointer to `layout.units` times `layout.scratch` elements.
     """
     with f.loop(f.parameters["first"], f.parameters["last"]) as loop:
         region = f.binary("mul", f.parameters["first"], f.constant(layout.scratch, "i64"))
-        emitter = _GradientEmitter(f, layout, scratch, load_x, load_g, region, target)
+        emitter = _GradientEmitter(f, layout, scratch, x, g, region, target)
         emitter.unit(loop.counter)
 
 
 @dataclass(slots=True)
 class _GradientEmitter(_Tiles):
     layout: GradientLayout
-    load_x: Load
-    load_g: Load
+    x: Source
+    g: Source
     region: Value
     target: Value
 
@@ -463,7 +552,8 @@ class _GradientEmitter(_Tiles):
         from_x = self.add(self.add(self.times(group, x.channels), first_channel), x.x[1])
         from_g = self.add(first_output, x.g[1])
         other = self.add(self.region, PIXELS**2 * x.part)
-        plan, width = x.plan, x.groups * x.share
+        sums_at = self.add(other, PIXELS**2 * x.other_part)
+        plan = x.plan
         with f.loop(0, -(-x.total // _GRADIENT_BLOCK)) as blocks:
             first = self.times(blocks.counter, _GRADIENT_BLOCK)
             begins = f.compare("eq", blocks.counter, self.constant(0))
@@ -471,19 +561,17 @@ class _GradientEmitter(_Tiles):
                 slot = loop.counter
                 tile = self.at_most(self.add(first, slot), x.total - 1)
                 place = self.add(self.region, self.times(slot, channels))
-                self.of_tile(tile, from_x, x.x[0], self.load_x, channels, place, x.part)
+                self.of_tile(tile, from_x, x.x[0], self.x, channels, place, x.part)
                 # In the last block, some tiles do not exist: their gradient is zero.
                 is_tile = f.compare("slt", self.add(first, slot), self.constant(x.total))
                 self.of_gradient(tile, is_tile, from_g, self.add(other, self.times(slot, outputs)))
 
             def add_up(part: list[Value], line: list[Value], column: Value, sums: Value) -> None:
-                channel = self.add(first_channel, line[0])
-                place = self.add(self.times(part[0], x.channels), channel)
-                place = self.add(self.add(self.times(place, width), first_output), column)
-                before = f.load(self.target, place, "float", sums.lanes, changes=True)
+                place = self.add(self.times(part[0], x.sums_part), self.times(line[0], outputs))
+                place = self.add(self.add(place, sums_at), column)
+                before = self.load(place, sums.lanes)
                 zero = f.constant(0, "float", sums.lanes)
-                before = f.select(begins, zero, before)
-                f.store(self.target, place, self.sum(before, sums))
+                self.store(place, self.sum(f.select(begins, zero, before), sums))
 
             contract.emit(
                 f, plan,
@@ -491,42 +579,51 @@ class _GradientEmitter(_Tiles):
                 lambda at, lanes: self.load(self.add(other, at), lanes),
                 None, self.constant(0), self.constant(plan.units), add_up, private=True,
             )  # fmt: skip
+        with f.loop(0, PIXELS**2) as parts, f.loop(0, channels) as lines:
+            source = self.add(self.times(parts.counter, x.sums_part), sums_at)
+            source = self.add(source, self.times(lines.counter, outputs))
+            place = self.add(self.times(parts.counter, x.channels), first_channel)
+            place = self.times(self.add(place, lines.counter), x.groups * x.share)
+            place = self.add(place, first_output)
+            with f.loop(0, outputs, self.lanes) as loop:
+                sums = self.load(self.add(source, loop.counter), self.lanes)
+                f.store(self.target, self.add(place, loop.counter), sums)
 
     def of_gradient(self, tile: Value, is_tile: Value, base: Value, target: Value) -> None:
-        """Transform the gradient of a tile's 16 results, zero where there is no result."""
-        f, x, lanes = self.f, self.layout, self.lanes
-        image, row, column = self.where(tile)
-        base = self.add(base, self.times(image, x.g[0][0]))
-        lines, pixels = (
-            [
-                (
-                    self.times(self.at_most(self.add(at, i), size - 1), stride),
-                    f.compare("slt", self.add(at, i), self.constant(size)),
-                )
-                for i in range(RESULTS)
-            ]
-            for at, size, stride in zip((row, column), x.size, x.g[0][1:], strict=True)
-        )
-        zero = f.constant(0, "float", lanes)
-        with f.loop(0, x.parts[1], lanes) as loop:
-            at = self.add(base, loop.counter)
-            grid: list[list[Value]] = []
-            for line, is_line in lines:
-                grid.append([])
-                for pixel, is_pixel in pixels:
-                    value = self.load_g(self.add(at, self.add(line, pixel)), lanes)
-                    there = f.binary("and", is_tile, f.binary("and", is_line, is_pixel))
-                    grid[-1].append(f.select(there, value, zero))
-            down = turned([self.of_results(line) for line in turned(grid)])
+        """Transform the gradient of a tile's results, zero where there is no result."""
+        f, x = self.f, self.layout
+        grid = self.results_of(tile, base)
+        later = self.results_of(self.add(tile, _TILES_AHEAD), base)
+        with f.loop(0, x.parts[1], self.lanes) as loop:
+            for at, _ in itertools.chain(*later):
+                self.g.fetch(self.add(at, loop.counter))
+            values = [
+                [self.read(self.g, (at, f.binary("and", is_tile, is_result)), loop.counter)
+                 for at, is_result in row]
+                for row in grid
+            ]  # fmt: skip
+            down = turned([self.of_results(line) for line in turned(values)])
             place = self.add(target, loop.counter)
             for i, across in enumerate(down):
                 for j, value in enumerate(self.of_results(across)):
                     self.store(self.add(place, (PIXELS * i + j) * x.other_part), value)
 
+    def results_of(self, tile: Value, base: Value) -> list[list[Place]]:
+        """Where each result of a tile is."""
+        image, *first = self.where(tile)
+        x = self.layout
+        return self.grid(image, first, x.size, x.side, base, x.g[0])
+
     def of_results(self, y: list[Value]) -> list[Value]:
-        """From four numbers to six: `of_sums` backwards."""
-        a, b = self.sum(y[0], y[2]), self.sum(y[1], y[3])
-        c, d = self.plus(y[0], 4, y[2]), self.plus(y[1], 4, y[3])
+        """From a side's numbers to six: `of_sums` backwards."""
+        a, b = y[:2]
+        c, d = y[:2]
+        for power, value in enumerate(y[2:], 2):
+            factor = 2 ** (power - power % 2)
+            if power % 2:
+                b, d = self.sum(b, value), self.plus(d, factor, value)
+            else:
+                a, c = self.sum(a, value), self.plus(c, factor, value)
         return [
-            y[0], self.sum(a, b), self.minus(a, b), self.plus(c, 2, d), self.plus(c, -2, d), y[3],
+            y[0], self.sum(a, b), self.minus(a, b), self.plus(c, 2, d), self.plus(c, -2, d), y[-1],
         ]  # fmt: skip
