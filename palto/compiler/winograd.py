@@ -49,7 +49,9 @@ _OF_PIXELS = np.array(
 )  # fmt: skip
 
 #: The fewest channels, in and out, that pay for the transformations.
-_LEAST_CHANNELS = 32
+_LEAST_CHANNELS = 16
+#: The fewest tiles for which numbers four times as many as the kernels' are read.
+_LEAST_TILES = 4
 #: The most channels in: what a tile takes of the second cache.
 _MOST_CHANNELS = 512
 #: How many results a tile may compute, of which only one is wanted.
@@ -74,11 +76,14 @@ def rewritten(x: Tensor, w: Tensor, params: dict[str, Any], apply: Apply) -> Ten
 
 def _rewritten(x: Tensor, w: Tensor, params: dict[str, Any], apply: Apply) -> Tensor | None:
     """A convolution of images with a kernel."""
-    groups, panel, kernel = params["groups"], panel_width(), w.shape[0]
+    groups, kernel = params["groups"], w.shape[0]
     channels, outputs = w.shape[-2:]
-    if w.shape[:-2] != (kernel, kernel) or not _pays(x, w, params, kernel, channels, outputs):
+    if w.shape[:-2] != (kernel, kernel) or not _pays(
+        x, w, params, kernel, x.shape[0], channels, outputs
+    ):
         return None
     # The kernel of each panel of outputs lies together, in the order in which it is read.
+    panel = _panel_width(outputs // groups)
     panels = outputs // panel
     w = apply(movement.reshape, w, shape=(kernel**2, channels, panels, panel))
     w = apply(movement.permute, w, axes=(0, 2, 1, 3))
@@ -104,7 +109,7 @@ def _gradient_rewritten(
     )
     images, outputs = w.shape[-2:]
     channels = x.shape[0]
-    if width != kernel or not _pays(x, w, params, kernel, channels, outputs):
+    if width != kernel or not _pays(x, w, params, kernel, images, channels, outputs):
         return None
     # Both as the layer had them: (images, height, width, channels).
     x = apply(movement.reshape, x, shape=(*x.shape[:3], groups, images))
@@ -120,8 +125,9 @@ def _gradient_rewritten(
 
 
 def _pays(
-    x: Tensor, w: Tensor, params: dict[str, Any], kernel: int, channels: int, outputs: int
-) -> bool:
+    x: Tensor, w: Tensor, params: dict[str, Any], kernel: int, images: int, channels: int,
+    outputs: int,
+) -> bool:  # fmt: skip
     """Whether it is a convolution with a kernel of some side for which this way is faster."""
     if (
         os.environ.get("PALTO_WINOGRAD") == "0"
@@ -133,14 +139,15 @@ def _pays(
         or any(min(widths) < 0 or sum(widths) >= kernel for widths in params["padding"])
     ):
         return False
-    panel, share, side = panel_width(), outputs // params["groups"], results_of(kernel)
+    share, side, lanes = outputs // params["groups"], results_of(kernel), _lanes()
     height, width = _size(x.shape, kernel, params["padding"])
-    computed = math.ceil(height / side) * math.ceil(width / side) * side**2
+    tiles = math.ceil(height / side) * math.ceil(width / side)
     return (
         _LEAST_CHANNELS <= channels <= _MOST_CHANNELS
         and share >= _LEAST_CHANNELS
-        and channels % panel == share % panel == 0
-        and computed <= _MOST_WASTE * height * width
+        and channels % lanes == share % lanes == 0
+        and images * tiles >= _LEAST_TILES
+        and tiles * side**2 <= _MOST_WASTE * height * width
     )
 
 
@@ -152,9 +159,14 @@ def _size(images: Shape, kernel: int, padding: Padding) -> tuple[int, int]:
     return height, width
 
 
-def panel_width() -> int:
-    """How many outputs are computed side by side: two vectors."""
-    return 2 * Machine.host().vector_bytes // dtypes.float32.itemsize
+def _lanes() -> int:
+    """Elements of a vector."""
+    return Machine.host().vector_bytes // dtypes.float32.itemsize
+
+
+def _panel_width(share: int) -> int:
+    """How many outputs are computed side by side: two vectors, if a group's outputs allow it."""
+    return 2 * _lanes() if share % (2 * _lanes()) == 0 else _lanes()
 
 
 def _powers(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -11,13 +11,14 @@ from palto.tensor.graph import Spec
 SHAPES = [  # images, height, width, channels, outputs, groups, side of the kernel
     (2, 8, 8, 32, 32, 1, 3),
     (3, 7, 9, 32, 64, 1, 3),
-    (1, 4, 4, 64, 32, 1, 3),
+    (4, 4, 4, 64, 32, 1, 3),
+    (2, 9, 8, 16, 48, 1, 3),
     (2, 13, 13, 64, 64, 2, 3),
     (9, 14, 15, 32, 96, 1, 3),
     (1, 6, 7, 160, 32, 1, 3),
     (2, 8, 8, 32, 64, 1, 4),
     (3, 9, 12, 64, 64, 2, 4),
-    (2, 8, 8, 32, 32, 1, 5),
+    (2, 8, 8, 16, 16, 1, 5),
     (3, 7, 10, 64, 192, 2, 5),
     (5, 13, 14, 160, 32, 1, 5),
 ]
@@ -82,7 +83,7 @@ def test_native_code_is_the_convolution(shape):
 def test_the_primitive_means_the_convolution(shape):
     (x, kernel, _), (groups, side) = inputs(*shape), shape[-2:]
     (c, o), wide = shape[3:5], (border(side),) * 2
-    panel, images = 16, x.astype(np.float64)
+    panel, images = 16, x.astype(np.float64)  # any that divides the outputs
     turned = kernel.reshape(side**2, c // groups, o // panel, panel).transpose(0, 2, 1, 3)
     u = winograd._kernel_matrix(side).numpy().astype(np.float64) @ turned.reshape(side**2, -1)
     u = u.reshape(36, o // panel, c // groups, panel)
@@ -123,14 +124,15 @@ def test_a_layer_learns_as_the_direct_one(monkeypatch, side):
 @pytest.mark.parametrize(
     "change",
     [
-        {"x": (2, 8, 8, 16), "w": (3, 3, 16, 32)},  # few channels
+        {"x": (2, 8, 8, 8), "w": (3, 3, 8, 32)},  # few channels
+        {"x": (1, 4, 4, 32)},  # few tiles
         {"x": (2, 5, 5, 32), "w": (3, 3, 32, 32)},  # most of a tile would be wasted
         {"stride": 2},
         {"dilation": 2},
         {"w": (2, 2, 32, 32)},
         {"w": (6, 6, 32, 32)},
         {"w": (3, 5, 32, 32)},
-        {"w": (3, 3, 32, 40)},  # no whole panels
+        {"w": (3, 3, 32, 36)},  # no whole vectors
         {"dtype": np.float64},
     ],
 )

@@ -20,12 +20,12 @@ from palto.compiler.winograd import PIXELS, results_of
 _BLOCK = 600 << 10
 #: The most tiles of a block, and the multiple of a register tile's height that it has.
 _MOST_TILES, _ROWS = 48, 6
-#: Of a kernel's gradient: the channels and outputs of a unit.
-_PARTS = (64, 96), (64, 64), (64, 32), (32, 32), (16, 32)
+#: Of a kernel's gradient: the most channels and outputs of a unit.
+_PARTS = 64, 96
 #: Units for each thread that are about as much for all, however many remain.
 _MANY_UNITS = 4
-#: Tiles of its blocks.
-_GRADIENT_BLOCK = 32
+#: Lines of six sums, for all tiles of a block.
+_BLOCK_LINES = 192
 #: The tile whose pixels are fetched while one is transformed: so many further on.
 _TILES_AHEAD = 1
 #: Elements after each of the 36 parts of a block, so that they do not share places of the cache.
@@ -163,33 +163,42 @@ class GradientLayout(Results):
 
     @property
     def parts(self) -> tuple[int, int]:
-        """Channels and outputs of a unit: many, for more work with what has been transformed.
+        """Channels and outputs of a unit: many, for more work with what has been transformed."""
+        return _part_of(self.channels, _PARTS[0]), _part_of(self.share, _PARTS[1])
 
-        Fewer, where some threads would have less to do than others.
-        """
-        found, threads = (0, 0), self.machine.threads
-        for channels, outputs in _PARTS:
-            found = _part_of(self.channels, channels), _part_of(self.share, outputs)
-            units = self.groups * (self.channels // found[0]) * (self.share // found[1])
-            if units % threads == 0 or units >= _MANY_UNITS * threads:
-                break
-        return found
+    @property
+    def lines(self) -> int:
+        """Of the six lines of sums, those of a unit: fewer, where threads had less to do."""
+        channels, outputs = self.parts
+        units = self.groups * (self.channels // channels) * (self.share // outputs)
+        threads = self.machine.threads
+        for lines in (6, 3, 2):
+            count = units * PIXELS // lines
+            if count % threads == 0 or count >= _MANY_UNITS * threads:
+                return lines
+        return 1
 
     @property
     def units(self) -> int:
         """Pieces of work, each for all tiles."""
         channels, outputs = self.parts
-        return self.groups * (self.channels // channels) * (self.share // outputs)
+        divided = (self.channels // channels) * (self.share // outputs)
+        return self.groups * divided * PIXELS // self.lines
+
+    @property
+    def block(self) -> int:
+        """Tiles of a block."""
+        return min(_BLOCK_LINES // self.lines, self.total)
 
     @property
     def part(self) -> int:
-        """Elements from one of the 36 parts of transformed tiles to the next."""
-        return _GRADIENT_BLOCK * self.parts[0] + _GAP
+        """Elements from one of the parts of transformed tiles to the next."""
+        return self.block * self.parts[0] + _GAP
 
     @property
     def other_part(self) -> int:
         """Likewise, of the transformed gradient."""
-        return _GRADIENT_BLOCK * self.parts[1] + _GAP
+        return self.block * self.parts[1] + _GAP
 
     @property
     def sums_part(self) -> int:
@@ -199,19 +208,19 @@ class GradientLayout(Results):
     @property
     def scratch(self) -> int:
         """Elements that a unit needs."""
-        return PIXELS**2 * (self.part + self.other_part + self.sums_part)
+        return self.lines * PIXELS * (self.part + self.other_part + self.sums_part)
 
     @property
     def plan(self) -> Plan:
-        """The 36 matrix products of a block of tiles."""
+        """The matrix products of a block of tiles."""
         channels, outputs = self.parts
         found = tiling.plan(
             Contraction(
                 "float",
-                (Axis(PIXELS**2, self.part, self.other_part),),
+                (Axis(self.lines * PIXELS, self.part, self.other_part),),
                 (Axis(channels, 1),),
                 outputs,
-                (Axis(_GRADIENT_BLOCK, channels, outputs),),
+                (Axis(self.block, channels, outputs),),
                 wide_a=True,
             ),
             self.machine,
@@ -294,8 +303,9 @@ class _Tiles:
         channels: int,
         target: Value,
         part: int,
+        lines: slice = slice(None),
     ) -> None:
-        """Transform the pixels of a tile, for some channels from an offset on."""
+        """Transform the pixels of a tile to some lines, for some channels from an offset on."""
         f, side = self.f, self.layout.side
         grid = self.pixels_of(tile, base, strides)
         # Those that the next tile shares with this one come on their own.
@@ -307,7 +317,7 @@ class _Tiles:
             pixels = [[self.read(source, place, loop.counter) for place in row] for row in grid]
             down = turned([self.of_pixels(line) for line in turned(pixels)])
             place = self.add(target, loop.counter)
-            for i, line in enumerate(down):
+            for i, line in enumerate(down[lines]):
                 for j, value in enumerate(self.of_pixels(line)):
                     self.store(self.add(place, (PIXELS * i + j) * part), value)
 
@@ -539,32 +549,41 @@ class _GradientEmitter(_Tiles):
     target: Value
 
     def unit(self, number: Value) -> None:
-        """All tiles, for some channels and outputs of a group."""
+        """All tiles, for some channels, outputs and lines of a group."""
         f, x = self.f, self.layout
         channels, outputs = x.parts
         columns, rows = x.share // outputs, x.channels // channels
         column = f.binary("urem", number, self.constant(columns))
         number = f.binary("udiv", number, self.constant(columns))
         row = f.binary("urem", number, self.constant(rows))
-        group = f.binary("udiv", number, self.constant(rows))
+        number = f.binary("udiv", number, self.constant(rows))
+        group = f.binary("urem", number, self.constant(x.groups))
+        some = f.binary("udiv", number, self.constant(x.groups))
         first_channel = self.times(row, channels)
         first_output = self.add(self.times(group, x.share), self.times(column, outputs))
         from_x = self.add(self.add(self.times(group, x.channels), first_channel), x.x[1])
         from_g = self.add(first_output, x.g[1])
-        other = self.add(self.region, PIXELS**2 * x.part)
-        sums_at = self.add(other, PIXELS**2 * x.other_part)
+        sums_count = x.lines * PIXELS
+        other = self.add(self.region, sums_count * x.part)
+        sums_at = self.add(other, sums_count * x.other_part)
         plan = x.plan
-        with f.loop(0, -(-x.total // _GRADIENT_BLOCK)) as blocks:
-            first = self.times(blocks.counter, _GRADIENT_BLOCK)
+        with f.loop(0, -(-x.total // x.block)) as blocks:
+            first = self.times(blocks.counter, x.block)
             begins = f.compare("eq", blocks.counter, self.constant(0))
-            with f.loop(0, _GRADIENT_BLOCK) as loop:
-                slot = loop.counter
-                tile = self.at_most(self.add(first, slot), x.total - 1)
-                place = self.add(self.region, self.times(slot, channels))
-                self.of_tile(tile, from_x, x.x[0], self.x, channels, place, x.part)
-                # In the last block, some tiles do not exist: their gradient is zero.
-                is_tile = f.compare("slt", self.add(first, slot), self.constant(x.total))
-                self.of_gradient(tile, is_tile, from_g, self.add(other, self.times(slot, outputs)))
+            for part in range(PIXELS // x.lines):
+                lines = slice(part * x.lines, (part + 1) * x.lines)
+                with (
+                    f.when(f.compare("eq", some, self.constant(part))),
+                    f.loop(0, x.block) as loop,
+                ):
+                    slot = loop.counter
+                    tile = self.at_most(self.add(first, slot), x.total - 1)
+                    place = self.add(self.region, self.times(slot, channels))
+                    self.of_tile(tile, from_x, x.x[0], self.x, channels, place, x.part, lines)
+                    # In the last block, some tiles do not exist: their gradient is zero.
+                    is_tile = f.compare("slt", self.add(first, slot), self.constant(x.total))
+                    place = self.add(other, self.times(slot, outputs))
+                    self.of_gradient(tile, is_tile, from_g, place, lines)
 
             def add_up(part: list[Value], line: list[Value], column: Value, sums: Value) -> None:
                 place = self.add(self.times(part[0], x.sums_part), self.times(line[0], outputs))
@@ -579,18 +598,21 @@ class _GradientEmitter(_Tiles):
                 lambda at, lanes: self.load(self.add(other, at), lanes),
                 None, self.constant(0), self.constant(plan.units), add_up, private=True,
             )  # fmt: skip
-        with f.loop(0, PIXELS**2) as parts, f.loop(0, channels) as lines:
+        with f.loop(0, sums_count) as parts, f.loop(0, channels) as rows_:
             source = self.add(self.times(parts.counter, x.sums_part), sums_at)
-            source = self.add(source, self.times(lines.counter, outputs))
-            place = self.add(self.times(parts.counter, x.channels), first_channel)
-            place = self.times(self.add(place, lines.counter), x.groups * x.share)
+            source = self.add(source, self.times(rows_.counter, outputs))
+            part_ = self.add(self.times(some, sums_count), parts.counter)
+            place = self.add(self.times(part_, x.channels), first_channel)
+            place = self.times(self.add(place, rows_.counter), x.groups * x.share)
             place = self.add(place, first_output)
             with f.loop(0, outputs, self.lanes) as loop:
                 sums = self.load(self.add(source, loop.counter), self.lanes)
                 f.store(self.target, self.add(place, loop.counter), sums)
 
-    def of_gradient(self, tile: Value, is_tile: Value, base: Value, target: Value) -> None:
-        """Transform the gradient of a tile's results, zero where there is no result."""
+    def of_gradient(
+        self, tile: Value, is_tile: Value, base: Value, target: Value, lines: slice
+    ) -> None:
+        """Transform the gradient of a tile's results to some lines, zero where is no result."""
         f, x = self.f, self.layout
         grid = self.results_of(tile, base)
         later = self.results_of(self.add(tile, _TILES_AHEAD), base)
@@ -604,7 +626,7 @@ class _GradientEmitter(_Tiles):
             ]  # fmt: skip
             down = turned([self.of_results(line) for line in turned(values)])
             place = self.add(target, loop.counter)
-            for i, across in enumerate(down):
+            for i, across in enumerate(down[lines]):
                 for j, value in enumerate(self.of_results(across)):
                     self.store(self.add(place, (PIXELS * i + j) * x.other_part), value)
 
