@@ -16,12 +16,11 @@ from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.tiling import Axis, Contraction, Machine, Plan
 from palto.compiler.winograd import PIXELS, results_of
 
-#: Bytes that the transformed tiles of a block may take.
-_BLOCK = 600 << 10
-#: The most tiles of a block, and the multiple of a register tile's height that it has.
-_MOST_TILES, _ROWS = 48, 6
+#: Tiles of a block, multiples of a register tile's height: too few, and the kernels are read too
+#: often; the transformed tiles need not fit into the second cache, as they are read in order.
+_TILES = range(24, 54, 6)
 #: Of a kernel's gradient: the most channels and outputs of a unit.
-_PARTS = 64, 96
+_PARTS = 128, 96
 #: Units for each thread that are about as much for all, however many remain.
 _MANY_UNITS = 4
 #: Lines of six sums, for all tiles of a block.
@@ -90,10 +89,16 @@ class Layout(Results):
 
     @property
     def block(self) -> int:
-        """Tiles of a block."""
-        most = min(_BLOCK // (4 * PIXELS**2 * self.channels), _MOST_TILES)
-        even = -(-self.total // (2 * self.machine.threads))  # something to do for every thread
-        return max(min(most, even) // _ROWS, 1) * _ROWS
+        """Tiles of a block: about as much, and something, to do for every thread."""
+        threads, step = self.machine.threads, _TILES.step
+        even = self.total // (2 * threads)
+        if even < _TILES.start:
+            return max(-(-self.total // (2 * threads)) // step, 1) * step
+
+        def longest(block: int) -> tuple[int, int]:
+            return -(-self.total // (block * threads)) * block, -block
+
+        return min((n for n in _TILES if n <= even), key=longest)
 
     @property
     def blocks(self) -> int:
