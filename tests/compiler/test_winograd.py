@@ -1,5 +1,8 @@
 """Winograd convolutions: what they mean, where they are chosen, and that native code does it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -241,3 +244,35 @@ def test_a_grouped_layer_is_padded_once():
 
     rows = palto.compile(gradient).explain(x, w).rows
     assert sum(row.primitives.count("pad") for row in rows) == 1
+
+
+BEYOND = """
+import ctypes, mmap
+import numpy as np
+import palto
+from palto import nn
+
+PAGE, SHAPE = mmap.PAGESIZE, (1, 5, 16, 32)
+count = int(np.prod(SHAPE))
+whole = -(-count // PAGE) * PAGE
+memory = np.frombuffer(mmap.mmap(-1, whole + PAGE), np.uint8)
+last = memory.ctypes.data + whole
+assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(last), PAGE, 0)
+mask = memory[whole - count : whole].view(np.bool_).reshape(SHAPE)
+mask[:] = True
+x, w = np.ones(SHAPE, np.float32), np.ones((3, 3, 32, 32), np.float32)
+
+
+def function(x, w, mask):
+    return palto.where(mask, nn.functional.conv2d(x, w, padding=1), 0)
+
+
+compiled = palto.compile(function)
+assert "winograd" in [row.kind for row in compiled.explain(x, w, mask).rows]
+assert compiled(x, w, mask).numpy()[0, 2, 2, 0] == 288
+"""
+
+
+def test_nothing_is_read_beyond_the_last_row():
+    """Where a tile reaches beyond the results, of what these are chosen by: a page is forbidden."""
+    subprocess.run([sys.executable, "-c", BEYOND], check=True)

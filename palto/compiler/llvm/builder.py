@@ -60,6 +60,8 @@ class _Frame:
     label: str
     known: dict[Any, Value] = field(default_factory=dict)
     memory: dict[Any, Any] = field(default_factory=dict)
+    #: Whether what is read in it may not be read before it.
+    keeps_reads: bool = False
 
 
 class Loop:
@@ -189,9 +191,14 @@ class Function:
 
     # Operations
 
-    def pure(self, text: str, operands: Sequence[Value], kind: str, lanes: int = 1) -> Value:
-        """An operation without side effects, `{0}`, `{1}` ... standing for its operands' names."""
-        level = max([x.level for x in operands]) if operands else 0
+    def pure(
+        self, text: str, operands: Sequence[Value], kind: str, lanes: int = 1, least: int = 0
+    ) -> Value:
+        """An operation without side effects, `{0}`, `{1}` ... standing for its operands' names.
+
+        It stands in the outermost block that knows them, from the level `least` on.
+        """
+        level = max([least, *(x.level for x in operands)])
         frame = self._frames[level]  # the only one where it can be known
         texts = [x.text for x in operands]
         key = (text, *texts)
@@ -355,8 +362,7 @@ class Function:
             index: an i64, uniform.
             kind: the LLVM type.
             lanes: how many.
-            changes: whether the load must stay in its place: this function writes to the buffer,
-                or a `when` around it keeps the address in bounds.
+            changes: whether the load must stay in its place: this function writes to the buffer.
         """
         memory = "i8" if kind == "i1" else kind
         address = self.offset(pointer, index, kind)
@@ -366,7 +372,8 @@ class Function:
             result = self.name(memory, lanes)
             self.line(f"{result.text} = {text.format(address.text)}")
         else:
-            result = self.pure(text, [address], memory, lanes)
+            kept = (i for i, frame in enumerate(self._frames) if frame.keeps_reads)
+            result = self.pure(text, [address], memory, lanes, max(kept, default=0))
         return self.to_bool(result) if kind == "i1" else result
 
     def to_bool(self, x: Value) -> Value:
@@ -497,11 +504,17 @@ class Function:
             entry.append(after)
 
     @contextmanager
-    def when(self, condition: Value) -> Iterator[None]:
-        """Instructions that run only where a uniform i1 holds."""
+    def when(self, condition: Value, *, is_safe: bool = False) -> Iterator[None]:
+        """Instructions that run only where a uniform i1 holds.
+
+        Args:
+            condition: the i1.
+            is_safe: whether addresses are in bounds also where it does not hold; then what is read
+                may be read before.
+        """
         outer = self._frames[-1]
         body, end = self._label(), self._label()
-        self._frames.append(_Frame([], body))
+        self._frames.append(_Frame([], body, keeps_reads=not is_safe))
         yield
         frame = self._frames.pop()
         outer.lines += [

@@ -633,7 +633,8 @@ class _Emitter:
         if self.plan.blocks == 1:
             yield
             return
-        with self.f.when(self.f.compare("eq", block, self.constant(self.plan.blocks - 1))):
+        is_last = self.f.compare("eq", block, self.constant(self.plan.blocks - 1))
+        with self.f.when(is_last, is_safe=True):
             yield
 
     def hand_over(
