@@ -1246,6 +1246,16 @@ def _conv(g: Generator) -> Made:
     }  # fmt: skip
 
 
+@operation("conv of many channels", "palto.conv({0}, {1}, padding={padding})", product=True)
+def _many_channels(g: Generator) -> Made:
+    """What is computed in Winograd's way."""
+    side = g.random.choice([3, 3, 4, 5])
+    x = g.new("float32", [1, 8, g.random.choice([7, 8]), 16], "normal")
+    w = g.new("float32", [side, side, 16, 16], "normal")
+    padding = [[g.random.randint(0, side - 1), g.random.randint(0, side - 1)] for _ in range(2)]
+    return [x, w], {"padding": padding}
+
+
 def _window(g: Generator, dims: int, x: Value, *, pads: bool) -> dict[str, Any]:
     window = [g.random.choice([1, 2, 2, 3, 3, 5]) for _ in range(dims)]
     padding = [
