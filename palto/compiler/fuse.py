@@ -28,6 +28,8 @@ from palto.tensor.tensor import Shape, Tensor
 
 #: The most operations that are computed where they are read.
 _LARGEST_EXPRESSION = 48
+#: How often what is read again and again is read, so that it costs nothing beside the rest.
+_MANY_TIMES = 8
 #: The most tensors that one nest computes, and reads besides.
 _MOST_MEMBERS, _MOST_READS = 16, 40
 _INLINE = (*views.TABLE, "iota", "dynamic_update_slice")
@@ -172,7 +174,7 @@ class Fuser:
                 0 if self.is_stored(x) else weight.get(id(x), 0) for x in operation.inputs
             )
             shared = name in elementwise.TABLE and uses.get(id(first), 0) > 1
-            again = self._is_constant(first) or (shared and self._is_cheap(first))
+            again = self._is_constant(first) or (shared and self._is_cheap(first, readers))
             if (shared and not again) or total > _LARGEST_EXPRESSION:
                 self._roots.add(id(first))
             weight[id(first)] = total
@@ -199,11 +201,12 @@ class Fuser:
             if name not in elementwise.TABLE and (name not in views.PLAIN or name == "expand"):
                 return False
 
-    def _is_cheap(self, tensor: Tensor) -> bool:
+    def _is_cheap(self, tensor: Tensor, readers: dict[int, list[Operation]]) -> bool:
         """Whether it is better computed again than kept: a few operations on one or two tensors.
 
-        A product, or the sum of a row, is in a register at first; what is made of it is kept
-        instead of it.
+        Much smaller ones beside them do not count. A product, or the sum of a row, is in a register
+        at first; what is made of it is kept instead of it, unless it is also summed up itself, from
+        memory.
         """
         if tensor.dtype == dtypes.bool:
             return False  # a byte: what it is computed from takes more
@@ -215,9 +218,10 @@ class Fuser:
                 if x.size > 1 or x._value is None:
                     operation = x.operation if x._value is None else None
                     kept = operation is None or operation.primitive.name in elementwise.TABLE
-                    if not kept or id(x) in self.products:
+                    if not ((kept and id(x) not in self.products) or _is_summed(x, readers)):
                         return False
-                    leaves.add(id(x))
+                    if int(x.size) * _MANY_TIMES > int(tensor.size):
+                        leaves.add(id(x))
                 continue
             operation = x.operation
             assert operation is not None
@@ -683,3 +687,12 @@ class Fuser:
                     return None
                 phase = max(phase, member.phase + (kind != "row"))
         return phase
+
+
+def _is_summed(x: Tensor, readers: dict[int, list[Operation]]) -> bool:
+    """Whether a tensor, or a mere view of it, is summed up."""
+    return any(
+        operation.primitive.name == "sum"
+        or (operation.primitive.name in views.PLAIN and _is_summed(operation.output(), readers))
+        for operation in readers.get(id(x), ())
+    )

@@ -130,7 +130,7 @@ def maxout(x: Tensor, pieces: int = 2) -> Tensor:
     return F.max(F.reshape(x, (*x.shape[:-1], x.shape[-1] // pieces, pieces)), axis=-1)
 
 
-def softmax_gradient(result: Tensor, grad: Tensor, axis: int = -1) -> Tensor:
+def softmax_gradient(result: Tensor, grad: Tensor, x: Tensor, axis: int = -1) -> Tensor:
     """The gradient of :func:`softmax` from its result alone."""
     return result * (grad - F.sum(grad * result, axis, keepdims=True))
 

@@ -45,15 +45,37 @@ def _scale_and_shift(
 # Batch norm
 
 
-@composite
+def _batch_norm_gradient(
+    results: tuple[Tensor, Tensor, Tensor],
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """That of :func:`batch_norm_training`, from two sums, the weight's and the bias's gradient."""
+    (_, mean, var), axes = results, tuple(range(x.ndim - 1))
+    grad, of_mean, of_var = (0.0 if g is None else g for g in grads)
+    count, scale = x.size // x.shape[-1], F.rsqrt(var + eps)
+    centred = x - mean
+    grad = F.zeros_like(x) + grad
+    of_bias, of_weight = F.sum(grad, axes), F.sum(grad * (centred * scale), axes)
+    rest = grad - of_bias / count - centred * (scale * of_weight / count)
+    found = rest * (scale if weight is None else scale * weight)
+    if isinstance(of_mean, Tensor) or isinstance(of_var, Tensor):
+        found = found + of_mean / count + centred * (2 * of_var / count)
+    given = ((weight, of_weight), (bias, of_bias))
+    return found, *(g for part, g in given if part is not None)
+
+
+@composite(gradient=_batch_norm_gradient)
 def batch_norm_training(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`x` (..., C) normalised over the batch, and the mean and variance, each (C,), it had."""
+    """`x` (..., C) normalised over the batch, and the mean and variance, (1, ..., C), it had."""
     x = F.asarray(x)
     y, mean, var = _normalised(x, tuple(range(x.ndim - 1)), eps)
-    channels = x.shape[-1:]
-    return _affine(y, weight, bias), F.reshape(mean, channels), F.reshape(var, channels)
+    return _affine(y, weight, bias), mean, var
 
 
 @composite
@@ -122,7 +144,7 @@ def batch_norm(
     for running, seen in ((running_mean, mean), (running_var, unbiased)):
         if isinstance(running, Cell):
             old = F.detach(running)
-            moved = old + momentum * (F.detach(seen) - old)
+            moved = old + momentum * (F.reshape(F.detach(seen), old.shape) - old)
             running.assign(F.astype(moved, running.dtype))
     return y
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast, overload
 
 from palto.tensor.graph import Gradients, Operation, current_trace
@@ -18,14 +18,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def composite(function: Function, /) -> Function: ...
 @overload
 def composite(
-    *, recompute: bool = False, gradient: Callable[..., Tensor] | None = None
+    *, recompute: bool = False, gradient: Callable[..., Any] | None = None
 ) -> Callable[[Function], Function]: ...
 def composite(
     function: Function | None = None,
     /,
     *,
     recompute: bool = False,
-    gradient: Callable[..., Tensor] | None = None,
+    gradient: Callable[..., Any] | None = None,
 ) -> Any:
     """Keep a function of tensors together in traces, under its own name.
 
@@ -36,8 +36,9 @@ def composite(
         function: the function.
         recompute: backprop computes its inside again instead of keeping it: for what is elementwise
             and has more intermediate results than inputs.
-        gradient: for a function of one tensor, `x`, and other values, a better gradient in traces
-            than that of its body: from the result, the result's gradient, and the other values.
+        gradient: a better one in traces than that of the body: from what the function returned, the
+            gradients of that (None where nothing depends on it), and its arguments, to the gradient
+            of the tensor among these, or a tuple of those of all of them.
     """
     if function is None:
         return functools.partial(_composite, recompute=recompute, gradient=gradient)
@@ -45,27 +46,14 @@ def composite(
 
 
 def _composite(
-    function: Function, *, recompute: bool, gradient: Callable[..., Tensor] | None
+    function: Function, *, recompute: bool, gradient: Callable[..., Any] | None
 ) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if current_trace() is None:
             return function(*args, **kwargs)
-        formula = None
-        if gradient is not None and args and isinstance(args[0], Tensor):
-            others = args[1:]
-
-            def formula(operation: Operation, grad: Tensor) -> Gradients:
-                (found,) = rows.call(
-                    f"{function.__name__}.gradient",
-                    lambda result, grad: [gradient(result, grad, *others, **kwargs)],
-                    (operation.output(), grad),
-                    operation.params["statics"],
-                )
-                return [found, *(None for _ in operation.inputs[1:])]
-
         return _as_operation(
-            function.__name__, function, args, kwargs, recompute=recompute, gradient=formula
+            function.__name__, function, args, kwargs, recompute=recompute, gradient=gradient
         )
 
     return cast(Function, call)
@@ -95,20 +83,41 @@ def _as_operation(
     kwargs: dict[str, Any],
     *,
     recompute: bool,
-    gradient: Callable[..., Gradients] | None = None,
+    gradient: Callable[..., Any] | None = None,
 ) -> Any:
     leaves, tree = flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     statics = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     found: list[Any] = []
 
-    def body(*inner: Tensor) -> list[Tensor]:
+    def arguments(inner: Iterable[Tensor]) -> Any:
         given = iter(inner)
         filled = [
             next(given) if isinstance(old, Tensor) else static
             for old, static in zip(leaves, statics, strict=True)
         ]
-        inner_args, inner_kwargs = rebuild(tree, filled)
+        return rebuild(tree, filled)
+
+    def formula(operation: Operation, *grads: Tensor | None) -> Gradients:
+        outputs, inputs = operation.outputs, operation.inputs[: len(tensors)]
+        known = [g for g in grads if g is not None]
+
+        def backward(*inner: Tensor) -> Sequence[Tensor]:
+            assert gradient is not None
+            given = iter(inner)
+            results = rebuild(found[0], [next(given) for _ in outputs])
+            incoming = rebuild(found[0], [None if g is None else next(given) for g in grads])
+            inner_args, inner_kwargs = arguments(given)
+            wanted = gradient(results, incoming, *inner_args, **inner_kwargs)
+            return (wanted,) if isinstance(wanted, Tensor) else wanted
+
+        wanted = rows.call(
+            f"{name}.gradient", backward, (*outputs, *known, *inputs), operation.params["statics"]
+        )
+        return [*wanted, *(None for _ in operation.inputs[len(tensors) :])]
+
+    def body(*inner: Tensor) -> list[Tensor]:
+        inner_args, inner_kwargs = arguments(inner)
         outputs, shape = flatten(function(*inner_args, **inner_kwargs))
         for output in outputs:
             if not isinstance(output, Tensor):
@@ -117,8 +126,9 @@ def _as_operation(
         return outputs
 
     results = rows.call(
-        name, body, tensors, {"leaves": tuple(statics)}, recompute=recompute, gradient=gradient
-    )
+        name, body, tensors, {"leaves": tuple(statics)}, recompute=recompute,
+        gradient=None if gradient is None else formula,
+    )  # fmt: skip
     return rebuild(found[0], results)
 
 
