@@ -529,15 +529,9 @@ class Emitter:
         e.vector, e.lanes = None, 1
 
     def _finished(
-        self,
-        nest: Group,
-        product: Product,
-        place: Index,
-        outer: Sequence[Variable],
-        at: Sequence[Value],
-        column: Value,
-        sums: Value,
-    ) -> None:
+        self, nest: Group, product: Product, place: Index, outer: Sequence[Variable],
+        at: Sequence[Value], column: Value, sums: Value,
+    ) -> None:  # fmt: skip
         """Take finished sums through the members of a nest, and store what is wanted."""
         e, out = self.e, product.result
         e.round += 1

@@ -16,9 +16,9 @@ from palto.compiler.llvm.builder import Function, Value
 from palto.compiler.llvm.tiling import Axis, Contraction, Machine, Plan
 from palto.compiler.winograd import PIXELS, results_of
 
-#: Tiles of a block, multiples of a register tile's height: too few, and the kernels are read too
-#: often; the transformed tiles need not fit into the second cache, as they are read in order.
-_TILES = range(24, 54, 6)
+#: The most tiles of a block, and a register tile's height, of which it is a multiple. So many tiles
+#: need not fit into the second cache, as they are read in order.
+_MOST_TILES, _ROWS = 48, 6
 #: Of a kernel's gradient: the most channels and outputs of a unit.
 _PARTS = 128, 96
 #: Units for each thread that are about as much for all, however many remain.
@@ -89,16 +89,13 @@ class Layout(Results):
 
     @property
     def block(self) -> int:
-        """Tiles of a block: about as much, and something, to do for every thread."""
-        threads, step = self.machine.threads, _TILES.step
-        even = self.total // (2 * threads)
-        if even < _TILES.start:
-            return max(-(-self.total // (2 * threads)) // step, 1) * step
-
-        def longest(block: int) -> tuple[int, int]:
-            return -(-self.total // (block * threads)) * block, -block
-
-        return min((n for n in _TILES if n <= even), key=longest)
+        """Tiles of a block, with the least to do for a thread; kernels are read for each block."""
+        threads = self.machine.threads
+        most = max(min(self.total // (2 * threads), _MOST_TILES), _ROWS)
+        return min(
+            range(_ROWS, most + 1, _ROWS),
+            key=lambda n: math.ceil(self.total / (n * threads)) * (n + _ROWS),
+        )
 
     @property
     def blocks(self) -> int:
@@ -262,14 +259,9 @@ Expect = Callable[[list[Value], Value, int], None]
 
 
 def emit(
-    f: Function,
-    layout: Layout,
-    x: Source,
-    load_u: Load,
-    scratch: Value,
-    finish: Finish,
+    f: Function, layout: Layout, x: Source, load_u: Load, scratch: Value, finish: Finish,
     expect: Expect,
-) -> None:
+) -> None:  # fmt: skip
     """Write the loops over the units from parameter `first` to parameter `last`.
 
     Args:
@@ -300,16 +292,9 @@ class _Tiles:
     scratch: Value
 
     def of_tile(
-        self,
-        tile: Value,
-        base: Value,
-        strides: Sequence[int],
-        source: Source,
-        channels: int,
-        target: Value,
-        part: int,
-        lines: slice = slice(None),
-    ) -> None:
+        self, tile: Value, base: Value, strides: Sequence[int], source: Source, channels: int,
+        target: Value, part: int, lines: slice = slice(None),
+    ) -> None:  # fmt: skip
         """Transform the pixels of a tile to some lines, for some channels from an offset on."""
         f, side = self.f, self.layout.side
         grid = self.pixels_of(tile, base, strides)
@@ -333,14 +318,9 @@ class _Tiles:
         return self.grid(image, first, self.layout.pixels, PIXELS, base, strides)
 
     def grid(
-        self,
-        image: Value,
-        first: Sequence[Value],
-        size: tuple[int, int],
-        count: int,
-        base: Value,
+        self, image: Value, first: Sequence[Value], size: tuple[int, int], count: int, base: Value,
         strides: Sequence[int],
-    ) -> list[list[Place]]:
+    ) -> list[list[Place]]:  # fmt: skip
         """The offsets of some rows and columns of an image, and whether it has them."""
         f = self.f
         base = self.add(base, self.times(image, strides[0]))
