@@ -238,15 +238,10 @@ class _Description:
         counts = len(product.batch), len(product.rows)
         indices = tuple(i.key for i in (*product.indices, *product.needless))
         operands = self._read(product.a), self._read(product.b)
-        name = product.operation.primitive.name
-        return (
-            name,
-            counts,
-            variables,
-            indices,
-            operands,
-            self._tensor(product.result, is_result=True),
-        )
+        operation = product.operation
+        how = operation.primitive.name, frozen(operation.params)
+        result = self._tensor(product.result, is_result=True)
+        return how, counts, variables, indices, operands, result
 
     def _read(self, read: Read) -> Any:
         # A number, too, is read from memory here.

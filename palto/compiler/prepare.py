@@ -143,7 +143,7 @@ def _without_padding(name: str) -> Rule:
                 return result
         x = _padded(x, low, high, gap, apply)
         params["padding"] = ((0, 0),) * dims
-        if row is contract.conv:
+        if row is contract.conv:  # another padding may have been refused
             for rewrite in (winograd.rewritten, _image_by_image):
                 result = rewrite(x, inputs[1], params, apply)
                 if result is not None:

@@ -1,4 +1,4 @@
-"""Winograd: convolutions with a quarter of the multiplications.
+"""Winograd: convolutions with a quarter, or a third, of the multiplications.
 
 A tile of 6 x 6 pixels and a kernel of 3 x 3 are each transformed into 36 numbers; their products,
 summed over the channels by 36 matrix products, are transformed back into 4 x 4 results. Direct

@@ -131,7 +131,7 @@ def maxout(x: Tensor, pieces: int = 2) -> Tensor:
 
 
 def softmax_gradient(result: Tensor, grad: Tensor, x: Tensor, axis: int = -1) -> Tensor:
-    """The gradient of :func:`softmax` from its result alone."""
+    """The gradient of :func:`softmax` from its result; `x` need not be kept."""
     return result * (grad - F.sum(grad * result, axis, keepdims=True))
 
 

@@ -52,20 +52,20 @@ def _batch_norm_gradient(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-) -> tuple[Tensor, ...]:
-    """That of :func:`batch_norm_training`, from two sums, the weight's and the bias's gradient."""
-    (_, mean, var), axes = results, tuple(range(x.ndim - 1))
-    grad, of_mean, of_var = (0.0 if g is None else g for g in grads)
-    count, scale = x.size // x.shape[-1], F.rsqrt(var + eps)
-    centred = x - mean
-    grad = F.zeros_like(x) + grad
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of :func:`batch_norm_training`: the same two sums serve all three arguments."""
+    (_, mean, var), axes, count = results, tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    grad, of_mean, of_var = grads
+    grad = F.zeros_like(x) if grad is None else grad
+    centred, scale = x - mean, F.rsqrt(var + eps)
     of_bias, of_weight = F.sum(grad, axes), F.sum(grad * (centred * scale), axes)
     rest = grad - of_bias / count - centred * (scale * of_weight / count)
     found = rest * (scale if weight is None else scale * weight)
-    if isinstance(of_mean, Tensor) or isinstance(of_var, Tensor):
-        found = found + of_mean / count + centred * (2 * of_var / count)
-    given = ((weight, of_weight), (bias, of_bias))
-    return found, *(g for part, g in given if part is not None)
+    if of_mean is not None:
+        found = found + of_mean / count
+    if of_var is not None:
+        found = found + centred * (2 * of_var / count)
+    return found, of_weight, of_bias
 
 
 @composite(gradient=_batch_norm_gradient)

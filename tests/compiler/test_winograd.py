@@ -1,5 +1,6 @@
 """Winograd convolutions: what they mean, where they are chosen, and that native code does it."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 import palto
 from palto import nn
 from palto.compiler import winograd
+from palto.compiler.llvm.tiling import Machine
+from palto.compiler.llvm.winograd import GradientLayout
 from palto.tensor.graph import Spec
 
 SHAPES = [  # images, height, width, channels, outputs, groups, side of the kernel
@@ -135,7 +138,7 @@ def test_a_layer_learns_as_the_direct_one(monkeypatch, side):
         {"w": (2, 2, 32, 32)},
         {"w": (6, 6, 32, 32)},
         {"w": (3, 5, 32, 32)},
-        {"w": (3, 3, 32, 36)},  # no whole vectors
+        {"w": (3, 3, 32, 34)},  # no whole vectors
         {"dtype": np.float64},
     ],
 )
@@ -244,6 +247,36 @@ def test_a_grouped_layer_is_padded_once():
 
     rows = palto.compile(gradient).explain(x, w).rows
     assert sum(row.primitives.count("pad") for row in rows) == 1
+
+
+def test_kernels_are_shared_only_by_equal_paddings():
+    """Both directions of one layer, alike but for where their zeros are."""
+    x, kernel, _ = inputs(1, 7, 16, 48, 48, 1, 3)
+
+    def gradient(x, w):
+        def loss(x):
+            rows = palto.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)])
+            y = palto.conv(rows, w, padding=((1, 1), (0, 2)))
+            y = y + palto.flip(y, axis=(1,))
+            return (y * palto.sin(y)).sum()
+
+        return palto.grad(loss)(x)
+
+    expected = gradient(palto.asarray(x), palto.asarray(kernel)).numpy()
+    found = palto.compile(gradient)(x, kernel).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("vector_bytes", [16, 32])
+def test_layouts_of_other_processors(vector_bytes):
+    """Any number of whole vectors of channels can be cut into units."""
+    machine = dataclasses.replace(Machine.host(), vector_bytes=vector_bytes)
+    for channels in range(vector_bytes // 4, 300, vector_bytes // 4):
+        size, place = (8, 8), ((1, 1, 1), 0)
+        layout = GradientLayout(
+            2, size, size, 3, (1, 1), 1, channels, channels, place, place, machine
+        )
+        assert layout.plan.units and layout.units * layout.scratch
 
 
 BEYOND = """

@@ -23,8 +23,8 @@ _MOST_TILES, _ROWS = 48, 6
 _PARTS = 128, 96
 #: Units for each thread that are about as much for all, however many remain.
 _MANY_UNITS = 4
-#: Lines of six sums, for all tiles of a block.
-_BLOCK_LINES = 192
+#: The most tiles of its blocks, whatever the number of threads: sums are divided by them.
+_GRADIENT_TILES = 64
 #: The tile whose pixels are fetched while one is transformed: so many further on.
 _TILES_AHEAD = 1
 #: Elements after each of the 36 parts of a block, so that they do not share places of the cache.
@@ -166,7 +166,8 @@ class GradientLayout(Results):
     @property
     def parts(self) -> tuple[int, int]:
         """Channels and outputs of a unit: many, for more work with what has been transformed."""
-        return _part_of(self.channels, _PARTS[0]), _part_of(self.share, _PARTS[1])
+        lanes = self.machine.vector_bytes // 4
+        return _part_of(self.channels, _PARTS[0], lanes), _part_of(self.share, _PARTS[1], lanes)
 
     @property
     def lines(self) -> int:
@@ -190,7 +191,7 @@ class GradientLayout(Results):
     @property
     def block(self) -> int:
         """Tiles of a block."""
-        return min(_BLOCK_LINES // self.lines, self.total)
+        return -(-self.total // -(-self.total // _GRADIENT_TILES))
 
     @property
     def part(self) -> int:
@@ -230,9 +231,9 @@ class GradientLayout(Results):
         return replace(found, packs_a=False, packs_b=False)
 
 
-def _part_of(count: int, most: int) -> int:
-    """The largest part of a count, a multiple of 16, that is no more than `most`."""
-    return max(n for n in range(16, min(count, most) + 1, 16) if count % n == 0)
+def _part_of(count: int, most: int, lanes: int) -> int:
+    """The largest part of a count, of whole vectors, that is no more than `most`."""
+    return max(n for n in range(lanes, min(count, most) + 1, lanes) if count % n == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,7 +535,7 @@ class _GradientEmitter(_Tiles):
     target: Value
 
     def unit(self, number: Value) -> None:
-        """All tiles, for some channels, outputs and lines of a group."""
+        """All tiles, for some channels, outputs and lines of sums of a group."""
         f, x = self.f, self.layout
         channels, outputs = x.parts
         columns, rows = x.share // outputs, x.channels // channels
@@ -583,12 +584,12 @@ class _GradientEmitter(_Tiles):
                 lambda at, lanes: self.load(self.add(other, at), lanes),
                 None, self.constant(0), self.constant(plan.units), add_up, private=True,
             )  # fmt: skip
-        with f.loop(0, sums_count) as parts, f.loop(0, channels) as rows_:
-            source = self.add(self.times(parts.counter, x.sums_part), sums_at)
-            source = self.add(source, self.times(rows_.counter, outputs))
-            part_ = self.add(self.times(some, sums_count), parts.counter)
-            place = self.add(self.times(part_, x.channels), first_channel)
-            place = self.times(self.add(place, rows_.counter), x.groups * x.share)
+        with f.loop(0, sums_count) as each, f.loop(0, channels) as channel:
+            source = self.add(self.times(each.counter, x.sums_part), sums_at)
+            source = self.add(source, self.times(channel.counter, outputs))
+            place = self.add(self.times(some, sums_count), each.counter)
+            place = self.add(self.times(place, x.channels), first_channel)
+            place = self.times(self.add(place, channel.counter), x.groups * x.share)
             place = self.add(place, first_output)
             with f.loop(0, outputs, self.lanes) as loop:
                 sums = self.load(self.add(source, loop.counter), self.lanes)

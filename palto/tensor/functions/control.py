@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast, overload
 
+from palto.tensor.functions.elementwise import astype
 from palto.tensor.graph import Gradients, Operation, current_trace
 from palto.tensor.primitives import control as rows
 from palto.tensor.tensor import Tensor
@@ -37,8 +38,8 @@ def composite(
         recompute: backprop computes its inside again instead of keeping it: for what is elementwise
             and has more intermediate results than inputs.
         gradient: a better one in traces than that of the body: from what the function returned, the
-            gradients of that (None where nothing depends on it), and its arguments, to the gradient
-            of the tensor among these, or a tuple of those of all of them.
+            gradients of that (None where nothing depends on it), and the arguments, to the gradient
+            of the first argument, or to one for each of the first few (None: that is no tensor).
     """
     if function is None:
         return functools.partial(_composite, recompute=recompute, gradient=gradient)
@@ -99,22 +100,24 @@ def _as_operation(
         return rebuild(tree, filled)
 
     def formula(operation: Operation, *grads: Tensor | None) -> Gradients:
-        outputs, inputs = operation.outputs, operation.inputs[: len(tensors)]
-        known = [g for g in grads if g is not None]
-
-        def backward(*inner: Tensor) -> Sequence[Tensor]:
+        def backward(*inner: Tensor) -> list[Tensor]:
             assert gradient is not None
             given = iter(inner)
-            results = rebuild(found[0], [next(given) for _ in outputs])
-            incoming = rebuild(found[0], [None if g is None else next(given) for g in grads])
-            inner_args, inner_kwargs = arguments(given)
+            incoming = [None if g is None else next(given) for g in grads]
+            # What it uses of these is captured.
+            inner_args, inner_kwargs = arguments(operation.inputs[: len(tensors)])
+            results, incoming = (rebuild(found[0], x) for x in (operation.outputs, incoming))
             wanted = gradient(results, incoming, *inner_args, **inner_kwargs)
-            return (wanted,) if isinstance(wanted, Tensor) else wanted
+            wanted = (wanted,) if isinstance(wanted, Tensor) else wanted
+            return [
+                astype(g, x.dtype)
+                for x, g in zip(inner_args, wanted, strict=False)
+                if isinstance(x, Tensor)
+            ]
 
-        wanted = rows.call(
-            f"{name}.gradient", backward, (*outputs, *known, *inputs), operation.params["statics"]
-        )
-        return [*wanted, *(None for _ in operation.inputs[len(tensors) :])]
+        known = [g for g in grads if g is not None]
+        wanted = rows.call(f"{name}.gradient", backward, known, operation.params["statics"])
+        return [*wanted, *(None for _ in operation.inputs[len(wanted) :])]
 
     def body(*inner: Tensor) -> list[Tensor]:
         inner_args, inner_kwargs = arguments(inner)
