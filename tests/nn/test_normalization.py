@@ -62,6 +62,54 @@ def test_batch_norm_traced_updates_the_statistics_as_eager(traced, rng):
     assert names.count("batch_norm_training") == 1
 
 
+@pytest.mark.parametrize("parts", [(), ("weight",), ("bias",), ("weight", "bias")], ids=str)
+@pytest.mark.parametrize("kinds", [("f4", "f4"), ("f8", "f8"), ("f4", "f8"), ("f8", "f4")], ids=str)
+@pytest.mark.parametrize("shape", [(7, 3), (2, 5, 3), (2, 3, 4, 3), (2, 2, 3, 2, 3)], ids=str)
+def test_batch_norms_own_gradient_is_that_of_its_steps(rng, shape, kinds, parts):
+    """In a program, where a formula gives it; at once it is derived step by step. Twice, too."""
+    x = palto.asarray(images(rng, shape).astype(kinds[0]))
+    given = [palto.asarray(rng.normal(size=3).astype(kinds[1])) for _ in parts]
+
+    def loss(x, *given):
+        y, mean, var = nn.normalization.batch_norm_training(
+            x,
+            *(dict(zip(parts, given, strict=True)).get(name) for name in ("weight", "bias")),
+            1e-3,
+        )
+        return (y**3).sum() + (mean * var).sum()
+
+    numbers = tuple(range(1 + len(given)))
+
+    def first(*arguments):
+        return palto.grad(loss, argnums=numbers)(*arguments)
+
+    def second(*arguments):
+        return palto.grad(lambda *a: sum((g * g).sum() for g in first(*a)), argnums=numbers)(
+            *arguments
+        )
+
+    for function in (first, second):
+        wanted, got = function(x, *given), palto.compile(function)(x, *given)
+        for one, other in zip(got, wanted, strict=True):
+            assert one.dtype == other.dtype
+            one, other = one.numpy(), other.numpy()
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4 * np.abs(other).max())
+
+
+def test_batch_norm_of_arrays_has_a_gradient(rng):
+    """Weight and bias that are no tensors have none themselves."""
+    x, weight = images(rng).astype(np.float32), rng.normal(size=6).astype(np.float32)
+
+    def gradient(x):
+        def loss(x):
+            return (F.batch_norm(x, weight=weight, bias=weight, training=True) ** 3).sum()
+
+        return palto.grad(loss)(x)
+
+    wanted = gradient(palto.asarray(x)).numpy()
+    np.testing.assert_allclose(palto.compile(gradient)(x), wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_batch_norm_gives_mean_0_and_variance_1(rng):
     y = nn.BatchNorm2d(6)(palto.asarray(images(rng, (8, 9, 9, 6)).astype(np.float32))).numpy()
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)

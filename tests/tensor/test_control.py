@@ -545,6 +545,30 @@ def test_composite_runs_at_once_outside_a_trace():
     assert z.tolist() == [1, 2]
 
 
+def test_a_gradient_of_ones_own_is_that_of_a_trace():
+    """Of all arguments in order; where a tensor has a name, the body's is taken."""
+
+    def formula(results, grads, x, count, y):
+        return grads[0] * count * 10, None, None if grads[1] is None else grads[1]
+
+    @palto.composite(gradient=formula)
+    def function(x, count, y):
+        return x * count, y * x
+
+    def through(call):
+        def gradient(x, y):
+            def loss(x, y):
+                first, second = call(x, y)
+                return (first + second).sum()
+
+            return palto.grad(loss, argnums=(0, 1))(x, y)
+
+        return [g.tolist() for g in palto.compile(gradient)(np.ones(2, "f4"), np.ones(2, "f8"))]
+
+    assert through(lambda x, y: function(x, 3, y)) == [[30, 30], [1, 1]]
+    assert through(lambda x, y: function(x, 3, y=y)) == [[4, 4], [1, 1]]
+
+
 def test_composite_is_one_operation_in_a_trace():
     w = palto.Cell([2.0, 3.0], requires_grad=True)
     trace = Trace()

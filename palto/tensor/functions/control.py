@@ -40,6 +40,7 @@ def composite(
         gradient: a better one in traces than that of the body: from what the function returned, the
             gradients of that (None where nothing depends on it), and the arguments, to the gradient
             of the first argument, or to one for each of the first few (None: that is no tensor).
+            Where a tensor is given by name or in another argument, the body's own is taken.
     """
     if function is None:
         return functools.partial(_composite, recompute=recompute, gradient=gradient)
@@ -128,9 +129,10 @@ def _as_operation(
         found[:] = [shape]
         return outputs
 
+    is_plain = len(tensors) == sum(isinstance(x, Tensor) for x in args)  # none named, none nested
     results = rows.call(
         name, body, tensors, {"leaves": tuple(statics)}, recompute=recompute,
-        gradient=None if gradient is None else formula,
+        gradient=formula if gradient is not None and is_plain else None,
     )  # fmt: skip
     return rebuild(found[0], results)
 
