@@ -218,7 +218,8 @@ class Fuser:
                 if x.size > 1 or x._value is None:
                     operation = x.operation if x._value is None else None
                     kept = operation is None or operation.primitive.name in elementwise.TABLE
-                    if not ((kept and id(x) not in self.products) or _is_summed(x, readers)):
+                    kept = kept and id(x) not in self.products
+                    if not kept and not _is_summed(x, readers):
                         return False
                     if int(x.size) * _MANY_TIMES > int(tensor.size):
                         leaves.add(id(x))

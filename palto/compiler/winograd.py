@@ -1,4 +1,4 @@
-"""Winograd: convolutions with a quarter, or a third, of the multiplications.
+"""Winograd: convolutions with 25 to 36 % of the multiplications.
 
 A tile of 6 x 6 pixels and a kernel of 3 x 3 are each transformed into 36 numbers; their products,
 summed over the channels by 36 matrix products, are transformed back into 4 x 4 results. Direct
@@ -50,7 +50,7 @@ _OF_PIXELS = np.array(
 
 #: The fewest channels, in and out, that pay for the transformations.
 _LEAST_CHANNELS = 16
-#: The fewest tiles for which numbers four times as many as the kernels' are read.
+#: The fewest tiles that pay for reading transformed kernels, up to four times as large as kernels.
 _LEAST_TILES = 4
 #: The most channels in: what a tile takes of the second cache.
 _MOST_CHANNELS = 512

@@ -1,4 +1,4 @@
-"""The code of a Winograd convolution: a block of tiles at a time, whose numbers stay in the cache.
+"""The code of a Winograd convolution: a block of tiles at a time goes through all three steps.
 
 See palto.compiler.winograd for what is computed.
 """
@@ -171,7 +171,7 @@ class GradientLayout(Results):
 
     @property
     def lines(self) -> int:
-        """Of the six lines of sums, those of a unit: fewer, where threads had less to do."""
+        """Of the six lines of sums, those of a unit: fewer, so that all threads have work."""
         channels, outputs = self.parts
         units = self.groups * (self.channels // channels) * (self.share // outputs)
         threads = self.machine.threads
@@ -598,7 +598,7 @@ class _GradientEmitter(_Tiles):
     def of_gradient(
         self, tile: Value, is_tile: Value, base: Value, target: Value, lines: slice
     ) -> None:
-        """Transform the gradient of a tile's results to some lines, zero where is no result."""
+        """Transform the gradient of a tile's results to some lines; beyond the results it is 0."""
         f, x = self.f, self.layout
         grid = self.results_of(tile, base)
         later = self.results_of(self.add(tile, _TILES_AHEAD), base)
